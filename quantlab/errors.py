@@ -1,0 +1,88 @@
+"""Every error a user can meet: what happened, where, and the command that fixes it.
+
+Knows nothing about torch, files or terminals; the command line turns these into one line and an exit code.
+"""
+
+
+class QuantlabError(Exception):
+    """A failure with a known cause; `exit_code` and `code` are part of the documented table."""
+
+    exit_code = 1
+    code = "QL0001"
+
+    def __init__(self, message: str, *, where: str | None = None, fix: str | None = None):
+        super().__init__(message)
+        self.message = message
+        self.where = where
+        self.fix = fix
+
+    def one_line(self) -> str:
+        """The error as one printable line: `code where: what (fix)`, control characters escaped."""
+        place = f"{self.where}: " if self.where else ""
+        fix = f"; try: {self.fix}" if self.fix else ""
+        return printable(f"{self.code} {place}{self.message}{fix}")
+
+
+class UsageError(QuantlabError):
+    """An argument that cannot be meant."""
+
+    exit_code, code = 2, "QL0002"
+
+
+class RecipeError(QuantlabError):
+    """A recipe file that is malformed; `where` is file:line:column."""
+
+    exit_code, code = 2, "QL0201"
+
+
+class MissingExtra(QuantlabError):
+    """An optional dependency that this command needs is not installed."""
+
+    exit_code, code = 3, "QL0301"
+
+
+class CheckpointError(QuantlabError):
+    """A source or packed checkpoint that is damaged, incomplete or hostile."""
+
+    exit_code, code = 4, "QL0401"
+
+
+class UnsupportedModel(QuantlabError):
+    """A sound checkpoint of a kind that quantlab does not handle."""
+
+    exit_code, code = 5, "QL0501"
+
+
+class CalibrationError(QuantlabError):
+    """Calibration text that is missing, unreadable or too short."""
+
+    exit_code, code = 6, "QL0601"
+
+
+class OutputError(QuantlabError):
+    """An output place that exists, is full or cannot be written."""
+
+    exit_code, code = 7, "QL0701"
+
+
+class ResumeMismatch(QuantlabError):
+    """A journal that belongs to another source, recipe, text or version."""
+
+    exit_code, code = 8, "QL0801"
+
+
+class VerificationError(QuantlabError):
+    """The files written do not say what the solver decided; nothing was put in place."""
+
+    exit_code, code = 9, "QL0901"
+
+
+class SolveError(QuantlabError):
+    """A pass whose numbers went wrong (NaN, no finite loss)."""
+
+    exit_code, code = 12, "QL1201"
+
+
+def printable(text: str) -> str:
+    """`text` on one line, with control characters (a hostile tensor name may hold some) escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
