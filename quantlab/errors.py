@@ -3,6 +3,9 @@
 Knows nothing about torch, files or terminals; the command line turns these into one line and an exit code.
 """
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class QuantlabError(Exception):
     """A failure with a known cause; `exit_code` and `code` are part of the documented table."""
@@ -86,3 +89,18 @@ class SolveError(QuantlabError):
 def printable(text: str) -> str:
     """`text` on one line, with control characters (a hostile tensor name may hold some) escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name closest to a mistyped `name`, or None when nothing is close."""
+    close = get_close_matches(name[:512], list(known), n=1, cutoff=0.6)
+    return close[0] if close else None
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A clause to append to an "unknown ..." message: the nearest known name, or every one of them."""
+    names = list(known)
+    close = nearest(name, names)
+    if close is not None:
+        return f", did you mean '{close}'?"
+    return f" (known: {', '.join(names[:24])}{', ...' if len(names) > 24 else ''})"
