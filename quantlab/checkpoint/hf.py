@@ -1,0 +1,208 @@
+"""A Hugging Face checkpoint folder, opened and checked from its JSON and headers alone.
+
+Reads no tensor data (except to fingerprint it) and imports no torch, so a plan for 70B parameters takes a moment.
+Knows nothing about architectures: what tensors there should be is given to `check_tensors`.
+"""
+
+import difflib
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from quantlab.checkpoint.folder import check_link, is_packed, pickle_files, read_json_object
+from quantlab.checkpoint.header import TensorInfo, open_regular, read_header
+from quantlab.errors import CheckpointError, UnsupportedModel
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+SHARD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,200}\.safetensors")
+# Files that belong to the weights: none may lie in the folder without the index knowing it.
+WEIGHT_FILE = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
+FLOAT_DTYPES = ("BF16", "F16", "F32")
+# Copied byte for byte: anything re-serialized comes out changed (truncation settings baked into tokenizer.json).
+EXTRA_PATTERNS = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "spiece.model",
+    "tekken.json",
+    "chat_template.*",
+    "additional_chat_templates/*.jinja",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "LICENSE*",
+    "LICENCE*",
+    "NOTICE*",
+    "USE_POLICY*",
+    "*.py",
+)
+HASH_CHUNK = 1 << 22
+
+
+@dataclass(frozen=True, slots=True)
+class HFCheckpoint:
+    """An opened checkpoint: `config` is config.json, `tensors` every tensor by name, `files` the weight files."""
+
+    folder: Path
+    config: dict[str, object]
+    tensors: dict[str, TensorInfo]
+    files: tuple[Path, ...]
+
+    @property
+    def extra_files(self) -> list[Path]:
+        """Tokenizer, chat template, generation, licence and code files, to be copied byte for byte."""
+        found = {path for pattern in EXTRA_PATTERNS for path in self.folder.glob(pattern) if path.is_file()}
+        for path in found:
+            check_link(path, self.folder)
+        return sorted(found)
+
+    def check_tensors(self, expected: Mapping[str, tuple[int, ...]]) -> None:
+        """Raises CheckpointError unless the tensors are exactly `expected` (name to shape), in a 16 or 32 bit float.
+
+        Harmless extras are let through: buffers that some exporters save, and lm_head of a model with tied embeddings.
+        """
+        for name, shape in expected.items():
+            self._check_tensor(name, tuple(shape))
+        tied = self.config.get("tie_word_embeddings") is True
+        for name, info in self.tensors.items():
+            harmless = name.endswith("rotary_emb.inv_freq") or (name == "lm_head.weight" and tied)
+            if name not in expected and not harmless:
+                where = f"{info.file}: tensor {name}"
+                raise CheckpointError("is not part of this architecture", where=where, fix=_nearest(name, expected))
+
+    def _check_tensor(self, name: str, shape: tuple[int, ...]) -> None:
+        info = self.tensors.get(name)
+        if info is None:
+            raise CheckpointError(f"tensor {name} is missing", where=str(self._home()), fix=_nearest(name, self.tensors))
+        where = f"{info.file}: tensor {name}"
+        if info.shape != shape:
+            raise CheckpointError(f"has shape {list(info.shape)}; config.json asks for {list(shape)}", where=where)
+        if info.dtype not in FLOAT_DTYPES:
+            raise CheckpointError(f"has dtype {info.dtype}; a source must be BF16, F16 or F32", where=where)
+
+    def _home(self) -> Path:
+        """The file that should have named a missing tensor."""
+        return self.files[0] if len(self.files) == 1 else self.folder / INDEX_FILE
+
+    def fingerprint(self) -> str:
+        """sha256 (hex) of names, sizes and contents of config.json, weights and extra files; reads them all."""
+        digest = hashlib.sha256()
+        for path in [self.folder / "config.json", *self.files, *self.extra_files]:
+            content, size = _file_digest(path)
+            digest.update(f"{path.relative_to(self.folder).as_posix()}\0{size}\0{content}\n".encode())
+        return digest.hexdigest()
+
+
+def open_checkpoint(folder: Path, *, allow_quantized: bool = False) -> HFCheckpoint:
+    """The checkpoint in `folder`, its config and every weight file's header checked.
+
+    Raises CheckpointError for what is damaged or hostile, UnsupportedModel for what is sound but not ours to read:
+    pickled weights, and an already quantized source unless `allow_quantized`.
+    """
+    if not folder.is_dir():
+        fix = "give a local folder; `hf download NAME --local-dir DIR` fetches one from the hub"
+        raise CheckpointError("is not a folder", where=str(folder), fix=fix)
+    config = read_json_object(folder / "config.json", folder)
+    if not allow_quantized and (method := is_packed(config)):
+        where = str(folder / "config.json")
+        raise UnsupportedModel(f"is already quantized ({method})", where=where, fix="start from the 16-bit checkpoint")
+    files, weight_map = _weight_files(folder)
+    tensors = _read_headers(files, folder)
+    if weight_map is not None:
+        _check_index(weight_map, tensors, folder)
+    if not tensors:
+        raise CheckpointError("holds no tensors", where=str(files[0]))
+    return HFCheckpoint(folder, config, tensors, files)
+
+
+def _weight_files(folder: Path) -> tuple[tuple[Path, ...], dict[str, str] | None]:
+    """The weight files and, when they are shards, the index's map from tensor to file name."""
+    single, index = folder / SINGLE_FILE, folder / INDEX_FILE
+    present = {path.name for path in folder.iterdir() if WEIGHT_FILE.fullmatch(path.name)}
+    if index.exists() or index.is_symlink():
+        weight_map = _weight_map(folder)
+        named = set(weight_map.values())
+    elif single.exists() or single.is_symlink():
+        weight_map, named = None, {SINGLE_FILE}
+    else:
+        raise _no_weights(folder, present)
+    for name in sorted(present - named):
+        home = INDEX_FILE if weight_map is not None else SINGLE_FILE
+        raise CheckpointError(f"is an extra shard that {home} does not know", where=str(folder / name))
+    return tuple(folder / name for name in sorted(named)), weight_map
+
+
+def _no_weights(folder: Path, shards: Iterable[str]) -> CheckpointError | UnsupportedModel:
+    """Why a folder without model.safetensors and without an index cannot be read."""
+    if shards:
+        return CheckpointError(f"has shards but no {INDEX_FILE}", where=str(folder))
+    if pickles := pickle_files(folder):
+        fix = "convert them to safetensors first (transformers: save_pretrained), on a machine you can lose"
+        message = "holds only pickled weights, and unpickling runs whatever code they carry"
+        return UnsupportedModel(message, where=str(folder / pickles[0]), fix=fix)
+    return CheckpointError(f"holds neither {SINGLE_FILE} nor {INDEX_FILE}", where=str(folder))
+
+
+def _weight_map(folder: Path) -> dict[str, str]:
+    """The index's weight_map: every value a plain file name inside the folder."""
+    path = folder / INDEX_FILE
+    weight_map = read_json_object(path, folder).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError("weight_map is missing, empty or not a table", where=str(path))
+    for tensor, name in weight_map.items():
+        where = f"{path}: tensor {tensor[:80]}"
+        if not isinstance(name, str) or not SHARD_NAME.fullmatch(name):
+            message = f"weight_map entry {str(name)[:80]!r} is not a plain .safetensors file name"
+            raise CheckpointError(message, where=where)
+        if not (folder / name).exists() and not (folder / name).is_symlink():
+            raise CheckpointError(f"shard {name} is missing", where=where, fix="download the checkpoint again")
+    return weight_map
+
+
+def _read_headers(files: Iterable[Path], folder: Path) -> dict[str, TensorInfo]:
+    """All tensors of all files; a name in two files is refused."""
+    tensors: dict[str, TensorInfo] = {}
+    for path in files:
+        check_link(path, folder)
+        for name, info in read_header(path).items():
+            if name in tensors:
+                where = f"{path}: tensor {name}"
+                raise CheckpointError(f"is also in {tensors[name].file.name}", where=where)
+            tensors[name] = info
+    return tensors
+
+
+def _check_index(weight_map: Mapping[str, str], tensors: Mapping[str, TensorInfo], folder: Path) -> None:
+    """Refuses an index and shards that disagree about which tensor is where."""
+    for name, file in weight_map.items():
+        info = tensors.get(name)
+        if info is None or info.file.name != file:
+            where = f"{folder / file}: tensor {name[:80]}"
+            raise CheckpointError(f"is missing, though {INDEX_FILE} places it here", where=where)
+    for name, info in tensors.items():
+        if name not in weight_map:
+            raise CheckpointError(f"is not in {INDEX_FILE}", where=f"{info.file}: tensor {name}")
+
+
+def _nearest(name: str, names: Iterable[str]) -> str | None:
+    """A hint that names the most similar tensor, if one is similar."""
+    close = difflib.get_close_matches(name, list(names)[:2000], n=1, cutoff=0.8)
+    return f"the nearest name is {close[0]}" if close else None
+
+
+def _file_digest(path: Path) -> tuple[str, int]:
+    """sha256 (hex) and size of a file, streamed."""
+    digest, size = hashlib.sha256(), 0
+    with open_regular(path) as file:
+        while chunk := file.read(HASH_CHUNK):
+            digest.update(chunk)
+            size += len(chunk)
+    return digest.hexdigest(), size
