@@ -59,7 +59,7 @@ class HFCheckpoint:
     @property
     def extra_files(self) -> list[Path]:
         """Tokenizer, chat template, generation, licence and code files, to be copied byte for byte."""
-        found = {path for pattern in EXTRA_PATTERNS for path in self.folder.glob(pattern) if path.is_file()}
+        found = {path for pattern in EXTRA_PATTERNS for path in self.folder.glob(pattern) if not path.is_dir()}
         for path in found:
             check_link(path, self.folder)
         return sorted(found)
@@ -76,12 +76,12 @@ class HFCheckpoint:
             harmless = name.endswith("rotary_emb.inv_freq") or (name == "lm_head.weight" and tied)
             if name not in expected and not harmless:
                 where = f"{info.file}: tensor {name}"
-                raise CheckpointError("is not part of this architecture", where=where, fix=_nearest(name, expected))
+                raise CheckpointError(f"is not part of this architecture{_nearest(name, expected)}", where=where)
 
     def _check_tensor(self, name: str, shape: tuple[int, ...]) -> None:
         info = self.tensors.get(name)
         if info is None:
-            raise CheckpointError(f"tensor {name} is missing", where=str(self._home()), fix=_nearest(name, self.tensors))
+            raise CheckpointError(f"is missing{_nearest(name, self.tensors)}", where=f"{self._home()}: tensor {name}")
         where = f"{info.file}: tensor {name}"
         if info.shape != shape:
             raise CheckpointError(f"has shape {list(info.shape)}; config.json asks for {list(shape)}", where=where)
@@ -192,10 +192,10 @@ def _check_index(weight_map: Mapping[str, str], tensors: Mapping[str, TensorInfo
             raise CheckpointError(f"is not in {INDEX_FILE}", where=f"{info.file}: tensor {name}")
 
 
-def _nearest(name: str, names: Iterable[str]) -> str | None:
-    """A hint that names the most similar tensor, if one is similar."""
+def _nearest(name: str, names: Iterable[str]) -> str:
+    """A hint that names the most similar tensor, if one is similar; looks at 2000 names, for difflib is slow."""
     close = difflib.get_close_matches(name, list(names)[:2000], n=1, cutoff=0.8)
-    return f"the nearest name is {close[0]}" if close else None
+    return f" (the nearest name is {close[0]})" if close else ""
 
 
 def _file_digest(path: Path) -> tuple[str, int]:
