@@ -3,17 +3,27 @@
 Knows nothing about tensors and imports no torch; `quant.run` follows the same assignment, so a dry run cannot differ.
 """
 
+import math
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
+from quantlab import __version__
+from quantlab.checkpoint import sizes
+from quantlab.checkpoint.hf import HFCheckpoint
+from quantlab.checkpoint.schema import quantization_config
 from quantlab.errors import RecipeError
 from quantlab.models.config import ModelConfig
-from quantlab.models.naming import INPUT_GROUPS, block_prefix, linear_shapes
+from quantlab.models.naming import INPUT_GROUPS, block_prefix, linear_shapes, tensor_shapes
+from quantlab.quant.estimate import MemoryItem, flops, memory, parameters, seconds, total
+from quantlab.quant.options import QuantizeOptions
 from quantlab.quant.patterns import matching
 from quantlab.recipe import Override, Recipe
 from quantlab.schemes import GROUP_SIZES, Scheme
 
 TIED = "shares its weight with the embedding"
+BYTES_PER_TOKEN = 4.0  # of English text; only sizes the estimate when every block of a text is used
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +33,134 @@ class Assignment:
     schemes: dict[str, Scheme | None]
     skipped: dict[str, str]
     problems: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedModule:
+    """One linear: its shape (N, K), its scheme or why it stays in 16 bits, and its bytes on disk without bias."""
+
+    name: str
+    shape: tuple[int, int]
+    scheme: Scheme | None
+    why: str | None
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a run will do. `files` are exact sizes in bytes and empty when there are problems; the report, whose size
+    depends on the run, is not among them. `tokens`, `memory` and `seconds` are estimates."""
+
+    architecture: str
+    parameters: int
+    recipe: str
+    modules: tuple[PlannedModule, ...]
+    files: tuple[tuple[str, int], ...]
+    source_bytes: int
+    bits_per_weight: float
+    tokens: int
+    memory: tuple[MemoryItem, ...]
+    seconds: float
+    machine: str
+    problems: tuple[str, ...]
+
+    @property
+    def output_bytes(self) -> int:
+        """Bytes of all output files together."""
+        return sum(size for _, size in self.files)
+
+    @property
+    def peak_bytes(self) -> int:
+        """Estimated peak memory above that of the imports."""
+        return total(self.memory)
+
+
+def make_plan(checkpoint: HFCheckpoint, config: ModelConfig, recipe: Recipe, options: QuantizeOptions) -> Plan:
+    """The whole plan, from headers; raises CheckpointError if the tensors are not those of the architecture."""
+    checkpoint.check_tensors(tensor_shapes(config))
+    assignment = assign(recipe, config)
+    modules = _planned(checkpoint, config, assignment) if not assignment.problems else ()
+    files = _files(checkpoint, config, assignment, options) if not assignment.problems else ()
+    tokens = calibration_tokens(options)
+    gpu = options.device.startswith("cuda") or (options.device == "auto" and has_gpu())
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    work = flops(config, recipe, tokens, options.calibration.seq_len)
+    return Plan(
+        architecture=config.architecture,
+        parameters=parameters(config),
+        recipe=recipe.name,
+        modules=modules,
+        files=files,
+        source_bytes=sum(path.stat().st_size for path in checkpoint.files),
+        bits_per_weight=_bits(modules),
+        tokens=tokens,
+        memory=memory(config, recipe, tokens),
+        seconds=seconds(work, cores, gpu),
+        machine="one GPU" if gpu else f"{cores} CPU cores",
+        problems=assignment.problems,
+    )
+
+
+def output_config(
+    source: Mapping[str, object], schemes: Mapping[str, Scheme | None], recipe: Recipe
+) -> dict[str, object]:
+    """The output's config.json: the source's, plus `quantization_config` with where it came from."""
+    provenance = {"version": __version__, "recipe": recipe.name}
+    return {**source, "quantization_config": quantization_config(dict(schemes), provenance)}
+
+
+def output_entries(
+    checkpoint: HFCheckpoint, config: ModelConfig, schemes: Mapping[str, Scheme | None]
+) -> list[sizes.Entry]:
+    """Every tensor of the output, in model order; tensors that the architecture does not have are left behind."""
+    return sizes.output_entries([checkpoint.tensors[name] for name in tensor_shapes(config)], schemes)
+
+
+def calibration_tokens(options: QuantizeOptions) -> int:
+    """Tokens that will calibrate; guessed from the text's size when every block of it is asked for."""
+    spec = options.calibration
+    if spec.samples is not None:
+        return spec.samples * spec.seq_len
+    path = Path(spec.source) if spec.source else None
+    if path is None or not path.exists():
+        return 64 * spec.seq_len
+    size = path.stat().st_size if path.is_file() else sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
+    return max(1, int(size / BYTES_PER_TOKEN) // spec.seq_len) * spec.seq_len
+
+
+def has_gpu() -> bool:
+    """Whether the system has a CUDA device node; asking torch would cost seconds."""
+    return Path("/dev/nvidia0").exists() or Path("/dev/nvidiactl").exists()
+
+
+def _files(
+    checkpoint: HFCheckpoint, config: ModelConfig, assignment: Assignment, options: QuantizeOptions
+) -> tuple[tuple[str, int], ...]:
+    shards = sizes.plan_shards(output_entries(checkpoint, config, assignment.schemes), options.max_shard_size)
+    files = [(shard.name, shard.size) for shard in shards]
+    if len(shards) > 1:
+        files.append((sizes.INDEX_NAME, len(sizes.json_bytes(sizes.index_json(shards)))))
+    made = output_config(checkpoint.config, assignment.schemes, options.recipe)
+    files.append(("config.json", len(sizes.json_bytes(made))))
+    files += [(str(path.relative_to(checkpoint.folder)), path.stat().st_size) for path in checkpoint.extra_files]
+    return tuple(files)
+
+
+def _planned(checkpoint: HFCheckpoint, config: ModelConfig, assignment: Assignment) -> tuple[PlannedModule, ...]:
+    planned = []
+    for name, shape in linear_shapes(config).items():
+        info, scheme = checkpoint.tensors[f"{name}.weight"], assignment.schemes[name]
+        entries = sizes.output_entries([info], {name: scheme})
+        size = sum(sizes.entry_bytes(entry) for entry in entries)
+        planned.append(PlannedModule(name, shape, scheme, assignment.skipped.get(name), size))
+    return tuple(planned)
+
+
+def _bits(modules: Iterable[PlannedModule]) -> float:
+    """Bits on disk for each weight of the quantized modules: codes, scales, zero points and the 16 bytes of shape."""
+    quantized = [module for module in modules if module.scheme]
+    weights = sum(math.prod(module.shape) for module in quantized)
+    return 8 * sum(module.bytes for module in quantized) / weights if weights else 0.0
 
 
 def assign_schemes(recipe: Recipe, config: ModelConfig) -> dict[str, Scheme | None]:

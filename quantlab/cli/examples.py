@@ -1,0 +1,15 @@
+"""Examples at the end of a command's help, kept as data so that the tests can run them."""
+
+from collections.abc import Sequence
+
+Example = tuple[str, str]
+
+
+def epilog(examples: Sequence[Example]) -> str:
+    """The examples as help text: typer starts a new line at each empty one."""
+    lines = ["[bold]Examples[/bold]"]
+    for command, meaning in examples:
+        shown = command.replace("[", "\\[")
+        lines.append(f"[dim]# {meaning}[/dim]")
+        lines.append(f"[green]$[/green] {shown}")
+    return "\n\n".join(lines)
