@@ -70,16 +70,20 @@ class CachedAttention:
 def attend_causal(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
     """Attention of the last T of S tokens; q: [B, H, T, D], k, v: [B, H_kv, S, D] -> [B, H, T, D]."""
     queries, keys = q.shape[2], k.shape[2]
-    # Repeating keys and values costs little here and keeps every fused kernel eligible (fp32 on a GPU has no
-    # grouped one).
-    repeats = q.shape[1] // k.shape[1]
-    k, v = k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
+    k, v = _repeat_heads(k, q.shape[1]), _repeat_heads(v, q.shape[1])
     if window is None or window >= keys:
         if queries == 1:
             return scaled_dot_product_attention(q, k, v)
         if queries == keys:
             return scaled_dot_product_attention(q, k, v, is_causal=True)
     return scaled_dot_product_attention(q, k, v, attn_mask=causal_mask(queries, keys, window, q.device))
+
+
+def _repeat_heads(x: Tensor, heads: int) -> Tensor:
+    """x: [B, H_kv, S, D] -> [B, H, S, D] for grouped queries: head h reads h // (H / H_kv)."""
+    # A copy is cheap beside the linears and keeps every fused kernel eligible: on a GPU none groups heads in fp32.
+    repeats = heads // x.shape[1]
+    return x if repeats == 1 else x.unsqueeze(2).expand(-1, -1, repeats, -1, -1).flatten(1, 2)
 
 
 def causal_mask(queries: int, keys: int, window: int | None, device: torch.device) -> Tensor:

@@ -132,13 +132,13 @@ class ModelConfig:
 
 
 def _architecture(fields: Fields) -> str:
-    names = fields.raw.get("architectures")
-    if isinstance(names, list) and len(names) == 1 and names[0] in FAMILIES:
-        return str(names[0])
+    """The one name in `architectures`; the family of `model_type` only where no architecture is given."""
+    listed = fields.raw.get("architectures")
+    names = listed if isinstance(listed, list) else [listed] if listed else []
     by_type = {family.model_type: name for name, family in FAMILIES.items()}
-    if not names and fields.raw.get("model_type") in by_type:
-        return by_type[fields.raw["model_type"]]
-    found = names[0] if isinstance(names, list) and len(names) == 1 else names or fields.raw.get("model_type")
+    found = names[0] if len(names) == 1 else names or fields.raw.get("model_type")
+    if isinstance(found, str) and (found in FAMILIES or (not names and found in by_type)):
+        return by_type.get(found, found)
     shown = found if isinstance(found, str) and len(found) <= 80 else shorten(found)
     supported = ", ".join(FAMILIES)
     raise UnsupportedModel(f"architecture {shown} is not supported; supported: {supported}", where=fields.where)
@@ -195,9 +195,10 @@ def _windows(fields: Fields, family: Family, rope_layers: tuple[bool, ...]) -> t
     if not isinstance(listed, list) or len(listed) != len(kinds):
         raise fields.error(f"layer_types must name each of {len(kinds)} layers")
     free_choice = window is not None and family.window in ("late layers", "nope layers")
-    if set(listed) - {"sliding_attention", "full_attention"} or (not free_choice and tuple(listed) != kinds):
-        where = fields.where
-        raise UnsupportedModel(f"layer_types {shorten(listed)} is not supported in this architecture", where=where)
+    known = all(kind in ("sliding_attention", "full_attention") for kind in listed)
+    if not known or (not free_choice and tuple(listed) != kinds):
+        message = f"layer_types {shorten(listed)} does not fit this architecture and its sliding_window"
+        raise UnsupportedModel(message, where=fields.where)
     return tuple(window if kind == "sliding_attention" else None for kind in listed)
 
 

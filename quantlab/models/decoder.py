@@ -89,6 +89,7 @@ def build_model(
         model = CausalLM(config)
     for layer in range(config.num_layers):
         prefix = block_prefix(layer)
+        # Converted one by one, so that no second copy of a whole block exists.
         weights = {name: tensor(prefix + name).to(device, dtype) for name in block_tensor_shapes(config)}
         model.blocks[layer] = build_block(config, layer, weights, dtype, device)
     model.embed_tokens.weight = _frozen(tensor(EMBEDDING).to(device, dtype))

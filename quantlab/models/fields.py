@@ -3,7 +3,6 @@
 Knows nothing about models; `config` and `rope_config` say which keys there are and what they mean.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,8 +30,6 @@ class Fields:
         value = self._value(key, default)
         if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
             raise self.error(f"{key} must be a number from {low:g} to {high:g}, not {shorten(value)}")
-        if not math.isfinite(value):
-            raise self.error(f"{key} must be finite")
         return float(value)
 
     def optional_number(self, key: str, low: float, high: float) -> float | None:
