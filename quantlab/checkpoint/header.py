@@ -5,6 +5,7 @@ offset that is not checked leaks memory or another tensor's bytes. Accepts less 
 no duplicate names, no odd characters in names, bounded sizes and counts. Knows nothing about torch or models.
 """
 
+import io
 import json
 import math
 import os
@@ -12,7 +13,7 @@ import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NoReturn
+from typing import NoReturn
 
 from quantlab.errors import CheckpointError
 
@@ -74,7 +75,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     return {info.name: info for info in infos}
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> io.FileIO:
     """`path` opened for reading, unbuffered by python; raises CheckpointError unless it is a regular file."""
     try:
         # O_NONBLOCK: a named pipe posing as a shard must not hang the open.
@@ -84,7 +85,7 @@ def open_regular(path: Path) -> BinaryIO:
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise CheckpointError("is not a regular file", where=str(path))
-    return os.fdopen(descriptor, "rb", buffering=0)
+    return io.FileIO(descriptor, "rb")
 
 
 def parse_json(text: bytes, where: str) -> object:
@@ -109,7 +110,7 @@ def parse_json(text: bytes, where: str) -> object:
         raise CheckpointError(f"is not valid JSON: {_short(str(error), 120)}", where=where) from error
 
 
-def _header_text(file: BinaryIO, size: int, path: Path) -> bytes:
+def _header_text(file: io.FileIO, size: int, path: Path) -> bytes:
     """The header's JSON bytes, once the length before them fits the file."""
     where = str(path)
     prefix = file.read(8)

@@ -7,7 +7,7 @@ Knows nothing about architectures: what tensors there should be is given to `che
 import difflib
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,29 +64,44 @@ class HFCheckpoint:
             check_link(path, self.folder)
         return sorted(found)
 
-    def check_tensors(self, expected: Mapping[str, tuple[int, ...]]) -> None:
-        """Raises CheckpointError unless the tensors are exactly `expected` (name to shape), in a 16 or 32 bit float.
+    def check_tensors(
+        self, expected: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, tuple[str, ...]] | None = None
+    ) -> None:
+        """Raises CheckpointError unless the tensors are exactly `expected` (name to shape).
+
+        `dtypes` says what a tensor may be stored in; one that it does not name must be BF16, F16 or F32.
+        """
+        for problem in self.tensor_problems(expected, dtypes or {}):
+            raise problem
+
+    def tensor_problems(
+        self, expected: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, tuple[str, ...]]
+    ) -> Iterator[CheckpointError]:
+        """Every way in which the tensors differ from `expected`, see `check_tensors`.
 
         Harmless extras are let through: buffers that some exporters save, and lm_head of a model with tied embeddings.
         """
         for name, shape in expected.items():
-            self._check_tensor(name, tuple(shape))
+            problem = self._tensor_problem(name, tuple(shape), dtypes.get(name, FLOAT_DTYPES))
+            if problem is not None:
+                yield problem
         tied = self.config.get("tie_word_embeddings") is True
         for name, info in self.tensors.items():
             harmless = name.endswith("rotary_emb.inv_freq") or (name == "lm_head.weight" and tied)
             if name not in expected and not harmless:
-                where = f"{info.file}: tensor {name}"
-                raise CheckpointError(f"is not part of this architecture{_nearest(name, expected)}", where=where)
+                message = f"is not part of this architecture{_nearest(name, expected)}"
+                yield CheckpointError(message, where=f"{info.file}: tensor {name}")
 
-    def _check_tensor(self, name: str, shape: tuple[int, ...]) -> None:
+    def _tensor_problem(self, name: str, shape: tuple[int, ...], dtypes: tuple[str, ...]) -> CheckpointError | None:
         info = self.tensors.get(name)
         if info is None:
-            raise CheckpointError(f"is missing{_nearest(name, self.tensors)}", where=f"{self._home()}: tensor {name}")
+            return CheckpointError(f"is missing{_nearest(name, self.tensors)}", where=f"{self._home()}: tensor {name}")
         where = f"{info.file}: tensor {name}"
         if info.shape != shape:
-            raise CheckpointError(f"has shape {list(info.shape)}; config.json asks for {list(shape)}", where=where)
-        if info.dtype not in FLOAT_DTYPES:
-            raise CheckpointError(f"has dtype {info.dtype}; a source must be BF16, F16 or F32", where=where)
+            return CheckpointError(f"has shape {list(info.shape)}; config.json asks for {list(shape)}", where=where)
+        if info.dtype not in dtypes:
+            return CheckpointError(f"has dtype {info.dtype}; it must be {', '.join(dtypes)}", where=where)
+        return None
 
     def _home(self) -> Path:
         """The file that should have named a missing tensor."""

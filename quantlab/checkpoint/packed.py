@@ -40,9 +40,7 @@ def disk_tensors(module: str, q: QuantizedWeight, scheme: Scheme) -> dict[str, T
     return tensors
 
 
-def from_disk(
-    module: str, scheme: Scheme, shape: tuple[int, int], tensor: Callable[[str], Tensor]
-) -> QuantizedWeight:
+def from_disk(module: str, scheme: Scheme, shape: tuple[int, int], tensor: Callable[[str], Tensor]) -> QuantizedWeight:
     """The inverse of `disk_tensors`: `module`'s weight of `shape` (N, K), from tensors read by full name.
 
     Raises CheckpointError, naming the tensor, for a wrong dtype or shape and for scales that are zero or not finite.

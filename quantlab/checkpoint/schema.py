@@ -21,9 +21,9 @@ _TOKEN_INT8: dict[str, object] = {
     "dynamic": True,
 }
 # Keys that other writers of the same layouts add; only these values mean "nothing".
-_EMPTY = (None, {}, [], "", False)
-_INERT_TOP = ("global_compression_ratio", "kv_cache_scheme", "moe_sparsity_config", "sparsity_config")
-_INERT_TOP += ("transform_config",)
+_EMPTY: tuple[object, ...] = (None, {}, [], "", False)
+_INERT_TOP = {"global_compression_ratio", "kv_cache_scheme", "moe_sparsity_config", "sparsity_config"}
+_INERT_TOP |= {"transform_config"}
 _KNOWN_TOP = {"quant_method", "format", "quantization_status", "ignore", "config_groups", "dequantize", "quantlab"}
 _KNOWN_TOP |= {"version"}
 _KNOWN_GROUP = {"targets", "weights", "input_activations", "output_activations", "format"}
@@ -31,9 +31,7 @@ _KNOWN_WEIGHTS = {"num_bits", "type", "symmetric", "strategy", "group_size", "dy
 _INERT_WEIGHTS = {"observer", "observer_kwargs", "actorder", "block_structure", "scale_dtype", "zp_dtype"}
 
 
-def quantization_config(
-    schemes: Mapping[str, Scheme | None], provenance: Mapping[str, object]
-) -> dict[str, object]:
+def quantization_config(schemes: Mapping[str, Scheme | None], provenance: Mapping[str, object]) -> dict[str, object]:
     """The `quantization_config` for `schemes`: every linear module's scheme, None where it stays as it was.
 
     `provenance` goes under the key "quantlab", which other readers ignore.
@@ -137,7 +135,7 @@ def _check_top(raw: Mapping[str, object], where: str) -> None:
         raise UnsupportedModel(f"quant_method {str(raw.get('quant_method'))[:40]!r} is not {METHOD}", where=where)
     if raw.get("quantization_status") != "compressed":
         raise CheckpointError('quantization_status is not "compressed": other tools would load noise', where=where)
-    _check_keys(raw, _KNOWN_TOP, set(_INERT_TOP), where)
+    _check_keys(raw, _KNOWN_TOP, _INERT_TOP, where)
 
 
 def _check_keys(table: Mapping[str, object], known: set[str], inert: set[str], where: str) -> None:

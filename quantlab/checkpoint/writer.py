@@ -5,12 +5,12 @@ what the tensors mean.
 """
 
 import errno
+import io
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 from torch import Tensor
@@ -77,11 +77,10 @@ def copy_file(source: Path, target: Path) -> None:
 
 
 @contextmanager
-def new_file(path: Path) -> Iterator[BinaryIO]:
+def new_file(path: Path) -> Iterator[io.FileIO]:
     """A file that must not exist yet, on the disk (not only in the page cache) when the block ends."""
-    with disk_errors(path), open(path, "xb", buffering=0) as file:
+    with disk_errors(path), io.FileIO(path, "xb") as file:
         yield file
-        file.flush()
         os.fsync(file.fileno())
 
 
@@ -139,10 +138,10 @@ def _data(entry: Entry, tensor: Tensor) -> memoryview:
     name, dtype, shape = entry
     found = (tensor.dtype, tuple(tensor.shape))
     assert found == (TORCH_DTYPES[dtype], shape), f"{name}: planned {dtype} {shape}, got {found}"
-    return memoryview(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
 
 
-def _write_all(file: BinaryIO, data: memoryview) -> None:
+def _write_all(file: io.FileIO, data: memoryview) -> None:
     """Writes all of `data`: one write() is capped near 2 GiB by the kernel, and may be short on a full disk."""
     done = 0
     while done < len(data):
