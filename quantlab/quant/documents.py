@@ -21,7 +21,7 @@ SUFFIXES = (".txt", ".jsonl", ".parquet")
 KINDS = f"a {', '.join(SUFFIXES)} file, a folder of them, or a dataset id"
 DEFAULT_FIELDS = ("messages", "text")
 MAX_FILE_CHARS = 1 << 26  # of one .txt file; about what `quant.data` takes at most
-DATASET_ID = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?")
+DATASET_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(:[\w.-]+)?")
 
 
 def bundled_text() -> Path:
