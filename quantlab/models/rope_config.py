@@ -38,8 +38,8 @@ class RopeConfig:
 def read_rope(raw: dict[str, Any], where: str, max_position: int, default_theta: float) -> RopeConfig:
     """The rotary embedding of a config.json; raises UnsupportedModel for a type not in ROPE_TYPES.
 
-    Reads `rope_parameters`, else `rope_scaling` beside `rope_theta`. The scaling object wins over the top level,
-    except for `original_max_position_embeddings`, where transformers lets the top level win.
+    As in transformers: `rope_scaling` wins over `rope_parameters`, either wins over a `rope_theta` beside it, and
+    only for `original_max_position_embeddings` the top level wins.
     """
     top = Fields(raw, where)
     scaling = top.child("rope_scaling") or top.child("rope_parameters") or Fields({}, where)

@@ -70,6 +70,14 @@ def test_old_rope_keys_read_as_the_new_ones(old, new):
     assert read(llama(**old)).rope == read(llama(**newer)).rope
 
 
+def test_rope_scaling_wins_over_rope_parameters_as_in_transformers():
+    both = {"rope_scaling": {"rope_type": "linear", "factor": 2.0}, "rope_parameters": {"rope_type": "default"}}
+    reference = transformers.LlamaConfig(**REQUIRED, **both).rope_parameters
+    rope = read(llama(**both)).rope
+    assert (rope.type, rope.factor, rope.theta) == ("linear", 2.0, reference["rope_theta"])
+    assert reference["rope_type"] == "linear"
+
+
 def test_top_level_trained_context_wins_as_in_transformers():
     scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512, "rope_theta": 1e4}
     raw = llama(original_max_position_embeddings=1024, max_position_embeddings=4096, rope_parameters=scaling)

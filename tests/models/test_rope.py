@@ -33,7 +33,7 @@ TYPES = {
     "yarn-mscale": YARN | {"mscale": 0.707, "mscale_all_dim": 1.0},
     "yarn-attention-factor": YARN | {"attention_factor": 1.3},
     "yarn-betas": YARN | {"beta_fast": 64.0, "beta_slow": 2.0, "truncate": False},
-    "yarn-one-step-ramp": YARN | {"beta_fast": 1.0, "beta_slow": 1.0},
+    "yarn-ramp-of-no-width": YARN | {"beta_fast": 1.0, "beta_slow": 1.0, "truncate": False},
 }
 
 
