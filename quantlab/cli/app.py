@@ -12,7 +12,7 @@ import typer
 
 from quantlab import __version__
 from quantlab.cli import doctor, inspect, quantize, recipes
-from quantlab.cli.examples import epilog
+from quantlab.cli.examples import SETTINGS, epilog
 from quantlab.cli.failures import tell
 
 EXAMPLES = (
@@ -21,7 +21,6 @@ EXAMPLES = (
     ("quantlab inspect ./Llama-3.2-1B-w4a16", "what is in a folder"),
     ("quantlab doctor", "what this machine can do"),
 )
-SETTINGS = {"help_option_names": ["-h", "--help"]}
 
 
 def build() -> typer.Typer:
@@ -34,9 +33,9 @@ def build() -> typer.Typer:
         epilog=epilog(EXAMPLES),
     )
     app.callback(invoke_without_command=True)(root)
-    for name, module in (("quantize", quantize), ("inspect", inspect), ("doctor", doctor)):
-        app.command(name, context_settings=SETTINGS, epilog=epilog(module.EXAMPLES))(module.command)
-    app.add_typer(recipes.build(SETTINGS), name="recipes")
+    for command in (quantize.app, inspect.app, doctor.app):
+        app.add_typer(command)
+    app.add_typer(recipes.app, name="recipes")
     return app
 
 

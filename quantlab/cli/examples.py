@@ -1,8 +1,12 @@
-"""Examples at the end of a command's help, kept as data so that the tests can run them."""
+"""What every command's help shares: -h, and examples at its end, kept as data so that the tests can run them.
+
+Knows nothing about the commands.
+"""
 
 from collections.abc import Sequence
 
 Example = tuple[str, str]
+SETTINGS = {"help_option_names": ["-h", "--help"]}
 
 
 def epilog(examples: Sequence[Example]) -> str:

@@ -82,9 +82,9 @@ def total(items: tuple[MemoryItem, ...]) -> int:
 def flops(config: ModelConfig, recipe: Recipe, tokens: int, seq_len: int) -> float:
     """Floating-point operations of a run.
 
-    A forward pass is 2 FLOP a weight and token, attention 4 a head dimension and pair of tokens; a gradient step is three
-    forwards. A Hessian is 2 K^2 a token for each distinct input, GPTQ N K^2 for each linear and one more each descent round,
-    its factors 4 K^3 / 3.
+    A forward pass is 2 FLOP a weight and token, attention 4 a head dimension and pair of tokens; a gradient step is
+    three forwards. A Hessian is 2 K^2 a token for each distinct input, its factors 4 K^3 / 3, GPTQ N K^2 for each
+    linear and as much again for each descent round.
     """
     if all(_data_free(step) for step in recipe.passes):
         return 20.0 * parameters(config)

@@ -18,7 +18,7 @@ DEFAULT_SHARD_BYTES = 5_000_000_000
 class CalibrationSpec:
     """Which text calibrates the run.
 
-    `source` is a file, a folder or a dataset id, None for the bundled text; `split` and `field` choose inside a dataset.
+    `source` is a file, a folder or a dataset id, None for the bundled text; `split` and `field` choose inside it.
     `samples` blocks of `seq_len` tokens are drawn with `seed`; None takes every block that there is.
     """
 
@@ -52,7 +52,8 @@ class QuantizeOptions:
 class Result:
     """A finished run: the folder, its size in bytes, and the report that lies in it.
 
-    `bits_per_weight` counts codes, scales and zero points of the quantized modules; `seconds` is wall time of this call.
+    `bits_per_weight` is over the quantized modules, codes, scales, zero points and shape counted as they lie on disk;
+    `seconds` is wall time of this call.
     """
 
     out: Path

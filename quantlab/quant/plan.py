@@ -157,7 +157,7 @@ def _planned(checkpoint: HFCheckpoint, config: ModelConfig, assignment: Assignme
 
 
 def _bits(modules: Iterable[PlannedModule]) -> float:
-    """Bits on disk for each weight of the quantized modules: codes, scales, zero points and the 16 bytes of shape."""
+    """Bits on disk for each weight of the quantized modules: all that stands for a weight counted."""
     quantized = [module for module in modules if module.scheme]
     weights = sum(math.prod(module.shape) for module in quantized)
     return 8 * sum(module.bytes for module in quantized) / weights if weights else 0.0
@@ -227,31 +227,24 @@ def _found(pattern: str, names: Iterable[str], where: str, problems: list[str]) 
 
 
 def _indivisible(schemes: Mapping[str, Scheme | None], shapes: Mapping[str, tuple[int, int]]) -> list[str]:
-    """One problem for each kind of module whose input features are not a whole number of groups."""
-    bad: dict[tuple[str, int, int], list[str]] = {}
+    """One problem for each number of input features that is not a whole number of groups."""
+    bad: dict[tuple[int, int], list[str]] = {}
     for name, scheme in schemes.items():
         size = scheme.group_size if scheme else None
         if size and shapes[name][1] % size:
-            bad.setdefault((_kind(name), shapes[name][1], size), []).append(name)
-    return [_indivisible_line(names, features, size) for (_, features, size), names in bad.items()]
+            bad.setdefault((shapes[name][1], size), []).append(name)
+    return [_indivisible_line(names, features, size) for (features, size), names in bad.items()]
 
 
 def _indivisible_line(names: list[str], features: int, size: int) -> str:
     fits = [str(g) for g in reversed(GROUP_SIZES) if features % g == 0] + ["channel"]
-    which = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} like it"
+    last = list(dict.fromkeys(name.rsplit(".", 1)[-1] for name in names))
+    which = names[0] if len(names) == 1 else f"{', '.join(last)} ({len(names)} modules)"
+    pattern = names[0] if len(names) == 1 else rf"re:.*\.{last[0]}" if len(last) == 1 else rf"re:.*\.({'|'.join(last)})"
     return (
-        f"{which}: {features} input features are not divisible by group size {size} "
-        f"(fits: {', '.join(fits)}); set the group size, or override or ignore '{_pattern(names[0])}'"
+        f"{which}: {features} input features are not divisible by group size {size}; "
+        f"group sizes that fit: {', '.join(fits)}; or override or ignore '{pattern}'"
     )
-
-
-def _kind(name: str) -> str:
-    """A module's name without its block: `mlp.down_proj`."""
-    return name.split(".", 3)[3] if name.startswith("model.layers.") else name
-
-
-def _pattern(name: str) -> str:
-    return name if _kind(name) == name else rf"re:.*\.{name.rsplit('.', 1)[1]}"
 
 
 def _disagreeing(schemes: Mapping[str, Scheme | None], config: ModelConfig) -> list[str]:
