@@ -44,9 +44,9 @@ def pack_int4(codes: Tensor) -> Tensor:
     """
     assert codes.dtype == torch.int8 and codes.dim() == 2
     unsigned = _pad_columns(codes.view(torch.uint8).bitwise_and(0xF).bitwise_xor_(0x8), 8)
-    words = unsigned[:, 1::2].bitwise_left_shift(4)
-    words |= unsigned[:, 0::2]
-    return words.view(torch.int32)
+    pairs = unsigned[:, 1::2].bitwise_left_shift(4)
+    pairs |= unsigned[:, 0::2]
+    return _as_words(pairs)
 
 
 def unpack_int4(words: Tensor, in_features: int) -> Tensor:
@@ -69,7 +69,7 @@ def pack_int8(codes: Tensor) -> Tensor:
     codes: [N, K] int8. Returns [N, ceil(K / 4)] int32.
     """
     assert codes.dtype == torch.int8 and codes.dim() == 2
-    return _pad_columns(codes.contiguous().view(torch.uint8) ^ 0x80, 4).view(torch.int32)
+    return _as_words(_pad_columns(codes.view(torch.uint8).bitwise_xor(0x80), 4))
 
 
 def unpack_int8(words: Tensor, in_features: int) -> Tensor:
@@ -110,11 +110,19 @@ def unpack_zeros8(words: Tensor, out_features: int) -> Tensor:
 def _pad_columns(unsigned: Tensor, per_word: int) -> Tensor:
     """`unsigned` [N, K] with zero columns up to a whole number of words."""
     missing = -unsigned.shape[1] % per_word
-    return torch.nn.functional.pad(unsigned, (0, missing)) if missing else unsigned.contiguous()
+    return torch.nn.functional.pad(unsigned, (0, missing)) if missing else unsigned
+
+
+def _as_words(unsigned: Tensor) -> Tensor:
+    """`unsigned` [N, 4 W] bytes as [N, W] int32.
+
+    Through one dimension: a tensor of one row may have any stride, and `view` to a wider type asks for a fit one.
+    """
+    return unsigned.reshape(-1).view(torch.int32).view(unsigned.shape[0], unsigned.shape[1] // 4)
 
 
 def _as_bytes(words: Tensor, elements: int, per_word: int) -> Tensor:
     """`words` [N, W] int32 as [N, 4 W] bytes, once their number fits `elements` a row."""
     assert words.dtype == torch.int32 and words.dim() == 2
     assert words.shape[1] == -(-elements // per_word)
-    return words.contiguous().view(torch.uint8)
+    return words.reshape(-1).view(torch.uint8).view(words.shape[0], words.shape[1] * 4)

@@ -56,15 +56,16 @@ class ModelWeights:
         return dequantize(self.quantized(module))
 
     def quantized(self, module: str) -> QuantizedWeight:
-        """The codes and scales of a quantized linear, scales in the run's dtype.
+        """The codes and scales of a quantized linear, scales in the dtype in which their product with codes is taken.
 
-        The scale is cast before the product is taken, as transformers does when it loads the same file.
+        That is what transformers does with the same file: the run's dtype for symmetric weights, which it keeps packed
+        until they run, and the stored dtype for asymmetric ones, which it can only dequantize while loading.
         """
         scheme = self._schemes[module]
         assert scheme is not None, module
         q = from_disk(module, scheme, self._shapes[module], self._reader.tensor)
         zeros = None if q.zeros is None else q.zeros.to(self.device)
-        scales = q.scales.to(self.device, self.dtype)
+        scales = q.scales.to(self.device, self.dtype if scheme.symmetric else q.scales.dtype)
         return QuantizedWeight(q.codes.to(self.device), scales, zeros, q.group_size)
 
     def replacement(self, module: str, bias: Tensor | None) -> nn.Module | None:

@@ -7,7 +7,7 @@ newer, vLLM); docs/format.md tells why each is there. Knows nothing about tensor
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from quantlab.errors import CheckpointError, UnsupportedModel
+from quantlab.errors import CheckpointError, UnsupportedModel, UsageError
 from quantlab.schemes import GROUP_SIZES, Scheme, SchemeName
 
 METHOD: Final = "compressed-tensors"
@@ -34,13 +34,17 @@ _INERT_WEIGHTS = {"observer", "observer_kwargs", "actorder", "block_structure", 
 def quantization_config(schemes: Mapping[str, Scheme | None], provenance: Mapping[str, object]) -> dict[str, object]:
     """The `quantization_config` for `schemes`: every linear module's scheme, None where it stays as it was.
 
-    `provenance` goes under the key "quantlab", which other readers ignore.
+    `provenance` goes under the key "quantlab", which other readers ignore. Raises UsageError for asymmetric weights
+    beside another scheme: transformers reads asymmetric files by a road that applies the first group to every module.
     """
     groups: dict[Scheme, list[str]] = {}
     for module, scheme in schemes.items():
         if scheme is not None:
             groups.setdefault(scheme, []).append(module)
     assert groups, "nothing is quantized"
+    if len(groups) > 1 and not all(scheme.symmetric for scheme in groups):
+        message = "asymmetric weights cannot be mixed with a second scheme: transformers would misread the file"
+        raise UsageError(message, fix="make all schemes symmetric, or give every module the same one")
     formats = {_format(scheme) for scheme in groups}
     config: dict[str, object] = {
         "quant_method": METHOD,
