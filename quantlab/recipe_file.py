@@ -23,7 +23,7 @@ MAX_DEPTH = 16
 PASSES: dict[str, type] = {
     "rtn": Rtn, "gptq": Gptq, "awq": Awq, "smoothquant": SmoothQuant, "rounding": Rounding, "distill": Distill,
 }  # fmt: skip
-PLAIN_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str")}
+PLAIN_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str", "map", "seq")}
 
 
 @dataclass
@@ -88,7 +88,7 @@ def for_quality(
 
 
 def regroup(recipe: Recipe, group_size: GroupSize | None, symmetric: bool | None) -> Recipe:
-    """`recipe` with another group size or symmetry (None keeps its own); raises UsageError where the scheme has none."""
+    """`recipe` with another group size or symmetry (None: its own); raises UsageError where the scheme has none."""
     data = recipe.model_dump(by_alias=True, exclude_unset=True)
     if group_size is not None:
         data["group_size"] = group_size
@@ -127,7 +127,8 @@ def _read(path: Path) -> str:
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
-        hint = did_you_mean(path.name, builtin_names())
+        close = nearest(path.stem, builtin_names())
+        hint = f"; the built-in one is called '{close}'" if close else ""
         raise RecipeError(f"no such recipe file{hint}", where=str(path), fix="quantlab recipes list") from None
     except OSError as err:
         raise RecipeError(f"cannot be read: {err.strerror}", where=str(path)) from None
@@ -169,6 +170,8 @@ def _at(where: str, mark: yaml.Mark | None) -> str:
 
 def _plain(node: Node, path: tuple[str | int, ...], marks: Marks, where: str) -> Any:
     """A node as dicts, lists and scalars; fills `marks`."""
+    if node.tag not in PLAIN_TAGS:
+        raise RecipeError(f"a value of kind {node.tag} is not allowed", where=_at(where, node.start_mark))
     marks.values[path] = (node.start_mark.line + 1, node.start_mark.column + 1)
     if isinstance(node, MappingNode):
         return _mapping(node, path, marks, where)
@@ -194,8 +197,6 @@ def _mapping(node: MappingNode, path: tuple[str | int, ...], marks: Marks, where
 
 
 def _scalar(node: Node, where: str) -> Any:
-    if node.tag not in PLAIN_TAGS:
-        raise RecipeError(f"a value of kind {node.tag} is not allowed", where=_at(where, node.start_mark))
     try:
         return yaml.SafeLoader("").construct_object(node)
     except (ValueError, ConstructorError):

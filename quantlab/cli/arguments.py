@@ -45,7 +45,9 @@ def parse_device(text: str) -> str:
     return text
 
 
-Model = Annotated[Path, typer.Argument(help="Folder of a 16-bit Hugging Face checkpoint.", show_default=False)]
+Model = Annotated[
+    Path, typer.Argument(metavar="MODEL", help="Folder of a 16-bit Hugging Face checkpoint.", show_default=False)
+]
 Out = Annotated[
     Path | None,
     typer.Option("--out", "-o", help="Folder to make; must not exist.", show_default=False, rich_help_panel=OUTPUT),
@@ -53,13 +55,13 @@ Out = Annotated[
 SchemeOption = Annotated[
     Literal["w4a16", "w8a8", "w8a16"] | None,
     typer.Option(
-        help="Weights and activations: INT4, INT8 both, or INT8 weights only. [w4a16]", rich_help_panel=RECIPE
+        help="Weights and activations: INT4, INT8 both, or INT8 weights only. Default: w4a16.", rich_help_panel=RECIPE
     ),
 ]
 QualityOption = Annotated[
     Literal["fast", "balanced", "best"] | None,
     typer.Option(
-        help="fast: one forward pass. balanced: Hessians, no gradients. best: learns; wants a GPU. [balanced]",
+        help="fast: one forward pass. balanced: Hessians, no gradients. best: learns; wants a GPU. Default: balanced.",
         rich_help_panel=RECIPE,
     ),
 ]
@@ -88,20 +90,22 @@ Calibration = Annotated[
         rich_help_panel=TEXT,
     ),
 ]
-Split = Annotated[str | None, typer.Option(help="Split of a dataset. [train]", rich_help_panel=TEXT)]
+Split = Annotated[str | None, typer.Option(help="Split of a dataset.", rich_help_panel=TEXT)]
 Field = Annotated[str | None, typer.Option(help="Field that holds the text or messages.", rich_help_panel=TEXT)]
 Samples = Annotated[
     int | None,
     typer.Option(
         metavar="N|all",
         parser=parse_samples,
-        help=f"Blocks of text to calibrate on. [{DEFAULT_SAMPLES}; all for best]",
+        help=f"Blocks of text to calibrate on. Default: {DEFAULT_SAMPLES}, all for best.",
         rich_help_panel=TEXT,
     ),
 ]
 SeqLen = Annotated[
     int | None,
-    typer.Option(min=16, max=1 << 20, help="Tokens in a block. [1024, or the model's limit]", rich_help_panel=TEXT),
+    typer.Option(
+        min=16, max=1 << 20, help="Tokens in a block. Default: 1024, or the model's limit.", rich_help_panel=TEXT
+    ),
 ]
 Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Chooses the blocks.", rich_help_panel=TEXT)]
 Device = Annotated[

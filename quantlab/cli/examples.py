@@ -10,10 +10,9 @@ SETTINGS = {"help_option_names": ["-h", "--help"]}
 
 
 def epilog(examples: Sequence[Example]) -> str:
-    """The examples as help text: typer starts a new line at each empty one."""
+    """The examples as help text, in one paragraph so that typer keeps them together."""
     lines = ["[bold]Examples[/bold]"]
     for command, meaning in examples:
         shown = command.replace("[", "\\[")
-        lines.append(f"[dim]# {meaning}[/dim]")
-        lines.append(f"[green]$[/green] {shown}")
-    return "\n\n".join(lines)
+        lines += [f"  [dim]# {meaning}[/dim]", f"  [green]$[/green] {shown}"]
+    return "\n".join(lines)

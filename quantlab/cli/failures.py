@@ -65,7 +65,7 @@ def _usage(err: Any) -> UsageError:
     """A typer usage error in our words, with the nearest option, command or choice."""
     context = getattr(err, "ctx", None)
     where = context.command_path if context is not None else "quantlab"
-    message = " ".join(err.format_message().split()).rstrip(".")
+    message = " ".join(err.format_message().split()).rstrip(".").replace("Value error, ", "")
     option = getattr(err, "option_name", None)
     if option and message.startswith("No such option"):
         names = [name for param in context.command.params for name in param.opts] if context else []

@@ -5,6 +5,7 @@ Knows nothing about how either was made.
 
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from quantlab.cli.console import data_console, human_bytes, human_count, human_seconds, plain_table, print_json
@@ -18,14 +19,16 @@ def show_plan(plan: Plan, options: QuantizeOptions, as_json: bool) -> None:
         print_json(plan_json(plan, options))
         return
     console = data_console()
-    console.print(f"[bold]{options.source}[/bold]  {plan.architecture}, {human_count(plan.parameters)} parameters")
+    console.print(
+        f"[bold]{escape(str(options.source))}[/bold]  {plan.architecture}, {human_count(plan.parameters)} parameters"
+    )
     console.print(_totals(plan, options))
-    if plan.modules:
-        console.print(_modules(plan))
-        console.print(_files(plan))
-    console.print(_memory(plan))
+    for table in (_modules(plan), _files(plan), _memory(plan)):
+        if table.rows:
+            console.print()
+            console.print(table)
     for problem in plan.problems:
-        console.print(f"[red]problem[/red]  {problem}", markup=True)
+        console.print(f"[red]problem[/red]  {escape(problem)}")
 
 
 def show_result(result: Result, plan: Plan, as_json: bool) -> None:
@@ -34,11 +37,11 @@ def show_result(result: Result, plan: Plan, as_json: bool) -> None:
         print_json(result_json(result, plan))
         return
     table = plain_table(header=False)
-    table.add_row("written", f"[bold]{result.out}[/bold]")
+    table.add_row("written", f"[bold]{escape(str(result.out))}[/bold]")
     table.add_row("size", _shrunk(result.bytes, plan.source_bytes))
     table.add_row("bits per weight", f"{result.bits_per_weight:.3f} in {result.modules} modules")
     table.add_row("time", human_seconds(result.seconds))
-    table.add_row("report", f"{result.out}/quantlab_report.json")
+    table.add_row("report", escape(f"{result.out}/quantlab_report.json"))
     data_console().print(table)
 
 
@@ -99,7 +102,7 @@ def _totals(plan: Plan, options: QuantizeOptions) -> Table:
     spec = options.calibration
     blocks = "all blocks" if spec.samples is None else f"{spec.samples} blocks"
     source = spec.source or "the bundled text"
-    table.add_row("calibration", f"{blocks} of {spec.seq_len} tokens of {source}, seed {spec.seed}")
+    table.add_row("calibration", f"{blocks} of {spec.seq_len} tokens of {escape(source)}, seed {spec.seed}")
     table.add_row("peak memory", f"about {human_bytes(plan.peak_bytes)} beyond the libraries' own")
     table.add_row("time", f"about {human_seconds(plan.seconds)} on {plan.machine}")
     return table
@@ -107,7 +110,7 @@ def _totals(plan: Plan, options: QuantizeOptions) -> Table:
 
 def _shrunk(size: int, source: int) -> str:
     ratio = f", {source / size:.2f}x smaller" if size and source > size else ""
-    return f"{size:,} bytes ({human_bytes(size)}; weights were {human_bytes(source)}{ratio})"
+    return f"{size:,} bytes ({human_bytes(size)}; was {human_bytes(source)}{ratio})"
 
 
 def _modules(plan: Plan) -> Table:
@@ -119,14 +122,14 @@ def _modules(plan: Plan) -> Table:
     table = plain_table("module", "scheme", "why", "count", "shape", "bytes", numbers=3)
     for (kind, (rows_out, columns), scheme, why), group in rows.items():
         size = human_bytes(sum(module.bytes for module in group))
-        table.add_row(kind, scheme, why, str(len(group)), f"{rows_out} x {columns}", size)
+        table.add_row(kind, scheme, escape(why), str(len(group)), f"{rows_out} x {columns}", size)
     return table
 
 
 def _files(plan: Plan) -> Table:
     table = plain_table("file", "bytes", numbers=1)
     for name, size in plan.files:
-        table.add_row(name, f"{size:,}")
+        table.add_row(escape(name), f"{size:,}")
     return table
 
 

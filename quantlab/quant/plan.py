@@ -11,7 +11,7 @@ from pathlib import Path
 
 from quantlab import __version__
 from quantlab.checkpoint import sizes
-from quantlab.checkpoint.hf import HFCheckpoint
+from quantlab.checkpoint.hf import INDEX_FILE, HFCheckpoint
 from quantlab.checkpoint.schema import quantization_config
 from quantlab.errors import RecipeError
 from quantlab.models.config import ModelConfig
@@ -91,7 +91,7 @@ def make_plan(checkpoint: HFCheckpoint, config: ModelConfig, recipe: Recipe, opt
         recipe=recipe.name,
         modules=modules,
         files=files,
-        source_bytes=sum(path.stat().st_size for path in checkpoint.files),
+        source_bytes=_source_bytes(checkpoint),
         bits_per_weight=_bits(modules),
         tokens=tokens,
         memory=memory(config, recipe, tokens),
@@ -139,11 +139,18 @@ def _files(
     shards = sizes.plan_shards(output_entries(checkpoint, config, assignment.schemes), options.max_shard_size)
     files = [(shard.name, shard.size) for shard in shards]
     if len(shards) > 1:
-        files.append((sizes.INDEX_NAME, len(sizes.json_bytes(sizes.index_json(shards)))))
+        files.append((INDEX_FILE, len(sizes.json_bytes(sizes.index_json(shards)))))
     made = output_config(checkpoint.config, assignment.schemes, options.recipe)
     files.append(("config.json", len(sizes.json_bytes(made))))
     files += [(str(path.relative_to(checkpoint.folder)), path.stat().st_size) for path in checkpoint.extra_files]
     return tuple(files)
+
+
+def _source_bytes(checkpoint: HFCheckpoint) -> int:
+    """Bytes of the files that the output replaces or copies."""
+    index = checkpoint.folder / INDEX_FILE
+    paths = [checkpoint.folder / "config.json", *checkpoint.files, *checkpoint.extra_files]
+    return sum(path.stat().st_size for path in paths + ([index] if index.exists() else []))
 
 
 def _planned(checkpoint: HFCheckpoint, config: ModelConfig, assignment: Assignment) -> tuple[PlannedModule, ...]:
@@ -153,6 +160,8 @@ def _planned(checkpoint: HFCheckpoint, config: ModelConfig, assignment: Assignme
         entries = sizes.output_entries([info], {name: scheme})
         size = sum(sizes.entry_bytes(entry) for entry in entries)
         planned.append(PlannedModule(name, shape, scheme, assignment.skipped.get(name), size))
+    if config.tie_word_embeddings:
+        planned.append(PlannedModule("lm_head", (config.vocab_size, config.hidden_size), None, TIED, 0))
     return tuple(planned)
 
 
