@@ -277,5 +277,6 @@ def _valid_keys(path: tuple[str | int, ...], data: dict[str, Any]) -> list[str]:
     if path and path[0] == "overrides":
         model = Override
     elif path and path[0] == "passes":
-        model = PASSES[data["passes"][path[1]]["pass"]]
+        step = data["passes"][path[1]]
+        model = PASSES[step.get("pass", step.get("kind"))]  # pydantic also finds the kind under the field's own name
     return [info.alias or name for name, info in model.model_fields.items()]
