@@ -27,8 +27,10 @@ _INERT_TOP |= {"transform_config"}
 _KNOWN_TOP = {"quant_method", "format", "quantization_status", "ignore", "config_groups", "dequantize", "quantlab"}
 _KNOWN_TOP |= {"version"}
 _KNOWN_GROUP = {"targets", "weights", "input_activations", "output_activations", "format"}
-_KNOWN_WEIGHTS = {"num_bits", "type", "symmetric", "strategy", "group_size", "dynamic"}
-_INERT_WEIGHTS = {"observer", "observer_kwargs", "actorder", "block_structure", "scale_dtype", "zp_dtype"}
+# An observer says how a scale was found, and a static order in which order codes were: neither changes the layout.
+_KNOWN_WEIGHTS = {"num_bits", "type", "symmetric", "strategy", "group_size", "dynamic", "observer", "observer_kwargs"}
+_INERT_WEIGHTS = {"actorder", "block_structure", "scale_dtype", "zp_dtype"}
+_STATIC_ORDERS = ("weight", "static")
 
 
 def quantization_config(schemes: Mapping[str, Scheme | None], provenance: Mapping[str, object]) -> dict[str, object]:
@@ -170,8 +172,8 @@ def _parse_weights(weights: Mapping[str, object], activations: object, where: st
     sound = isinstance(symmetric, bool) and weights.get("type", "int") == "int" and not weights.get("dynamic")
     if not sound or not (grouped or whole_row):
         raise UnsupportedModel(f"weights {str(dict(weights))[:120]} are not supported", where=where)
-    inert = dict(weights) | {"actorder": None} if weights.get("actorder") in ("weight", "static") else weights
-    _check_keys({k: v for k, v in inert.items() if not k.startswith("observer")}, _KNOWN_WEIGHTS, _INERT_WEIGHTS, where)
+    stated = {key: value for key, value in weights.items() if key != "actorder" or value not in _STATIC_ORDERS}
+    _check_keys(stated, _KNOWN_WEIGHTS, _INERT_WEIGHTS, where)
     name = _scheme_name(weights.get("num_bits"), activations, where)
     scheme = Scheme(name, group_size if grouped else None, symmetric)  # type: ignore[arg-type]
     if scheme.quantizes_activations and (grouped or not symmetric):

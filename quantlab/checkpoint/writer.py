@@ -24,6 +24,7 @@ COPY_CHUNK = 1 << 22
 _REASONS = {
     errno.ENOSPC: ("the disk is full", "free some space (--dry-run says how much is needed) and run it again"),
     errno.EDQUOT: ("the disk quota is used up", "free some space (--dry-run says how much is needed) and run it again"),
+    errno.EFBIG: ("the file is over this system's size limit", "pass a smaller --max-shard-size"),
     errno.EACCES: ("no permission to write here", "choose an --out folder that you may write to"),
     errno.EPERM: ("no permission to write here", "choose an --out folder that you may write to"),
     errno.EROFS: ("the file system is read-only", "choose an --out folder on a writable disk"),

@@ -11,11 +11,11 @@ import transformers
 from torch import Tensor
 
 from quantlab.checkpoint import sizes, writer
+from quantlab.checkpoint.model_folder import open_model
 from quantlab.checkpoint.packed import disk_tensors
 from quantlab.checkpoint.reader import TensorReader
 from quantlab.checkpoint.schema import quantization_config
 from quantlab.models.naming import linear_shapes, tensor_shapes
-from quantlab.checkpoint.model_folder import open_model
 from quantlab.schemes import Scheme
 from quantlab_kernels.layout import QuantizedWeight
 

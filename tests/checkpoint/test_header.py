@@ -29,7 +29,9 @@ def file_of(tensors: dict, data: bytes) -> bytes:
 
 FOUR = b"\0" * 4
 GOOD = {"a": entry("F32", [1], 0, 4)}
-DUPLICATE = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}'
+DUPLICATE = (
+    b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}'
+)
 
 HOSTILE_FILES: dict[str, bytes] = {
     "empty": b"",
