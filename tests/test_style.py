@@ -43,7 +43,7 @@ def is_kernel(node: Function) -> bool:
 
 def is_command(node: Function) -> bool:
     """Whether the function is a command, whose arguments are the user's options."""
-    return any("command" in ast.unparse(decorator) for decorator in node.decorator_list)
+    return node.name == "command" or any("command" in ast.unparse(decorator) for decorator in node.decorator_list)
 
 
 def test_files_are_short(sources: dict[str, ast.Module], repository: Path) -> None:
@@ -149,5 +149,8 @@ def test_every_test_can_fail(repository: Path) -> None:
 
 def _checks(node: ast.FunctionDef, helpers: set[str]) -> bool:
     calls = {ast.unparse(n.func) for n in ast.walk(node) if isinstance(n, ast.Call)}
-    checking = any(call.split(".")[-1].lstrip("_").startswith(("assert", "raises", "warns")) for call in calls)
+    runs = any(
+        isinstance(n, ast.keyword) and n.arg == "check" and ast.unparse(n.value) == "True" for n in ast.walk(node)
+    )
+    checking = runs or any(call.split(".")[-1].lstrip("_").startswith(("assert", "raises", "warns")) for call in calls)
     return checking or bool(calls & helpers) or any(isinstance(n, ast.Assert) for n in ast.walk(node))

@@ -27,8 +27,9 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_ma
 def quantize(source: Path, out: Path, calibration: CalibrationSpec, iterations: int) -> float:
     """Symmetric INT4 g128 by AutoRound's SignSGD, fake-quantized into a plain folder `out`; returns its seconds."""
     blocks = load_blocks(calibration, load_tokenizer(source))
-    options = {"local_files_only": True, "trust_remote_code": False}
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16, **options)
+    model = AutoModelForCausalLM.from_pretrained(
+        source, dtype=torch.bfloat16, local_files_only=True, trust_remote_code=False
+    )
     tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False)
     started = time.monotonic()
     rounder = AutoRound(

@@ -1,10 +1,12 @@
-"""What the benches share: which texts, which tokens, where results go.
+"""What the benches share: running the command line, which texts and tokens to measure on, where results go.
 
-Knows nothing about any one method.
+Every run is a `quantlab quantize` of its own, as a user would start it. Knows nothing about any one method.
 """
 
 import json
 import platform
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
@@ -15,7 +17,7 @@ import torch
 from torch import Tensor
 
 import quantlab
-from quantlab.errors import UsageError
+from quantlab.errors import QuantlabError, UsageError
 from quantlab.eval.perplexity import Fidelity, read_ids
 from quantlab.text import load_tokenizer
 
@@ -38,6 +40,28 @@ class Run:
         """The run as plain values."""
         row = asdict(self)
         return row | row.pop("fidelity") | {"ratio": self.fidelity.ratio}
+
+
+def quantize(model: Path, out: Path, words: Sequence[str], log: Path | None = None) -> dict[str, Any]:
+    """Run `quantlab quantize model --out out` from the beginning with further `words`; returns what --json prints.
+
+    Progress goes to `log`, by default beside `out`. Raises QuantlabError with the command's own last line if it fails.
+    """
+    log = log or out.with_name(out.name + ".log")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w") as file:
+        done = subprocess.run(
+            command(model, out, ["--restart", *words]), stdout=subprocess.PIPE, stderr=file, text=True
+        )
+    if done.returncode:
+        lines = log.read_text().strip().split("\n")
+        raise QuantlabError(f"exit code {done.returncode}: {lines[-1]}", where=str(log))
+    return json.loads(done.stdout)
+
+
+def command(model: Path, out: Path, words: Sequence[str]) -> list[str]:
+    """The command line of one quantization."""
+    return [sys.executable, "-m", "quantlab", "quantize", str(model), "--out", str(out), "--force", "--json", *words]
 
 
 def evaluation_files(paths: Sequence[Path] | None) -> list[Path]:
