@@ -58,8 +58,8 @@ class ModelWeights:
     def quantized(self, module: str) -> QuantizedWeight:
         """The codes and scales of a quantized linear, scales in the dtype in which their product with codes is taken.
 
-        That is what transformers does with the same file: the run's dtype for symmetric weights, which it keeps packed
-        until they run, and the stored dtype for asymmetric ones, which it can only dequantize while loading.
+        That is what transformers 5.23 does with the same file: the run's dtype for symmetric weights, which it keeps
+        packed until they run, and the stored dtype for asymmetric ones, which it can only dequantize while loading.
         """
         scheme = self._schemes[module]
         assert scheme is not None, module

@@ -55,6 +55,12 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def pristine32(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same in float32, for what depends on rounding weights to the stored dtype."""
+    return make_checkpoint(tmp_path_factory.mktemp("pristine32") / "model", torch.float32, seed=3)
+
+
+@pytest.fixture(scope="session")
 def pristine_sharded(pristine: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same checkpoint in three or more shards with an index."""
     folder = tmp_path_factory.mktemp("sharded") / "model"

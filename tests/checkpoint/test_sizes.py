@@ -126,5 +126,7 @@ def test_json_is_rendered_the_same_way_every_time():
 def test_planning_imports_no_torch():
     modules = ("header", "folder", "hf", "sizes", "schema", "model_folder", "inspection")
     imports = "; ".join(f"import quantlab.checkpoint.{module}" for module in modules)
-    code = f"import sys; {imports}; sys.exit(any(m in sys.modules for m in ('torch', 'transformers', 'numpy')))"
-    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": ":".join(sys.path)})
+    code = f"import sys; {imports}; print([m for m in ('torch', 'transformers', 'numpy') if m in sys.modules])"
+    environment = {"PYTHONPATH": ":".join(sys.path)}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert (result.returncode, result.stdout.strip()) == (0, "[]"), result.stderr
