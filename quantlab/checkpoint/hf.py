@@ -122,6 +122,14 @@ def open_checkpoint(folder: Path, *, allow_quantized: bool = False) -> HFCheckpo
     Raises CheckpointError for what is damaged or hostile, UnsupportedModel for what is sound but not ours to read:
     pickled weights, and an already quantized source unless `allow_quantized`.
     """
+    try:
+        return _open(folder, allow_quantized)
+    except OSError as error:
+        raise CheckpointError(f"cannot be read: {error.strerror}", where=str(folder)) from error
+
+
+def _open(folder: Path, allow_quantized: bool) -> HFCheckpoint:
+    """`open_checkpoint`, save for folders that may not be listed."""
     if not folder.is_dir():
         fix = "give a local folder; `hf download NAME --local-dir DIR` fetches one from the hub"
         raise CheckpointError("is not a folder", where=str(folder), fix=fix)

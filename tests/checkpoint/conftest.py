@@ -33,7 +33,7 @@ TINY = {
 }
 
 
-def make_checkpoint(folder: Path, dtype: torch.dtype, seed: int, **flags: object) -> Path:
+def random_checkpoint(folder: Path, dtype: torch.dtype, seed: int, **flags: object) -> Path:
     """A random Llama saved by transformers; weights sized to keep activations of order one."""
     config = transformers.LlamaConfig(**(TINY | flags))
     model = transformers.LlamaForCausalLM(config).to(dtype)
@@ -48,16 +48,22 @@ def make_checkpoint(folder: Path, dtype: torch.dtype, seed: int, **flags: object
     return folder
 
 
+@pytest.fixture
+def make_checkpoint() -> Callable[..., Path]:
+    """make_checkpoint(folder, dtype, seed, **flags) -> a random checkpoint of its own."""
+    return random_checkpoint
+
+
 @pytest.fixture(scope="session")
 def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One bfloat16 checkpoint for the session; never write into it, copy it."""
-    return make_checkpoint(tmp_path_factory.mktemp("pristine") / "model", torch.bfloat16, seed=3)
+    return random_checkpoint(tmp_path_factory.mktemp("pristine") / "model", torch.bfloat16, seed=3)
 
 
 @pytest.fixture(scope="session")
 def pristine32(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same in float32, for what depends on rounding weights to the stored dtype."""
-    return make_checkpoint(tmp_path_factory.mktemp("pristine32") / "model", torch.float32, seed=3)
+    return random_checkpoint(tmp_path_factory.mktemp("pristine32") / "model", torch.float32, seed=3)
 
 
 @pytest.fixture(scope="session")

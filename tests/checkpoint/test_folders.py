@@ -1,6 +1,9 @@
 """Whole folders: opened as models, inspected, loaded whole or by block, and verified against the solver."""
 
+import functools
+import json
 import shutil
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -13,7 +16,7 @@ from quantlab.checkpoint.model_folder import open_model
 from quantlab.checkpoint.packed import from_disk
 from quantlab.checkpoint.reader import TensorReader
 from quantlab.checkpoint.verify import run_prompts, verify_codes, verify_folder, verify_tensors
-from quantlab.errors import CheckpointError, UnsupportedModel, VerificationError
+from quantlab.errors import CheckpointError, QuantlabError, UnsupportedModel, VerificationError
 from quantlab.models.naming import linear_shapes
 from quantlab.schemes import Scheme
 from quantlab_kernels.layout import QuantizedWeight
@@ -89,6 +92,35 @@ def test_an_unknown_architecture_is_refused_by_name(source, edit_json):
     edit_json(source / "config.json", lambda config: config.update(architectures=["GPT5ForCausalLM"]))
     with pytest.raises(UnsupportedModel, match="GPT5ForCausalLM is not supported"):
         open_model(source)
+
+
+JUNK = [None, -1, 0, 2**70, 1.5, True, "x", [], [1], {}, {"a": 1}, "\x1b[31m"]
+
+
+def places(value: object, here: tuple = ()) -> Iterator[tuple]:
+    """The path of every value inside nested tables and lists."""
+    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, child in children:
+        yield (*here, key)
+        yield from places(child, (*here, key))
+
+
+def test_junk_anywhere_in_the_config_is_read_or_refused_in_one_line(packed):
+    """No value, wherever it stands, may end in an exception that is not ours."""
+    text = (packed / "config.json").read_text()
+    refused = 0
+    for place in places(json.loads(text)):
+        for junk in JUNK:
+            config = json.loads(text)
+            inner = functools.reduce(lambda table, key: table[key], place[:-1], config)
+            inner[place[-1]] = junk
+            (packed / "config.json").write_text(json.dumps(config))
+            try:
+                open_model(packed)
+            except QuantlabError as error:
+                assert error.one_line().isprintable() and error.exit_code in (4, 5)
+                refused += 1
+    assert refused > 200
 
 
 def test_inspection_counts_bits_and_bytes(packed):

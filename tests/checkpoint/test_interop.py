@@ -86,6 +86,13 @@ def test_transformers_computes_our_logits_for_mixed_schemes(pristine, write_pack
     assert relative_error(theirs, ours) < 1e-3
 
 
+def test_transformers_computes_our_logits_with_tied_embeddings(make_checkpoint, write_packed, tmp_path):
+    """With tied embeddings lm_head is a Linear in transformers and no module of ours: it must be ignored by name."""
+    tied = make_checkpoint(tmp_path / "tied", torch.bfloat16, seed=5, tie_word_embeddings=True)
+    theirs, ours = logits_of_both(write_packed(tied, lambda name: W4), torch.float32)
+    assert relative_error(theirs, ours) < 1e-3
+
+
 def test_transformers_reads_our_shards(pristine, write_packed):
     folder = write_packed(pristine, but_lm_head(W4), max_shard_size=20_000)
     assert len(list(folder.glob("model-*.safetensors"))) > 2
