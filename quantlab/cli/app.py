@@ -13,7 +13,7 @@ import typer
 from quantlab import __version__
 from quantlab.cli import doctor, inspect, quantize, recipes
 from quantlab.cli.examples import SETTINGS, epilog
-from quantlab.cli.failures import tell
+from quantlab.cli.failures import Interrupted, tell
 
 EXAMPLES = (
     ("quantlab quantize ./Llama-3.2-1B --out ./Llama-3.2-1B-w4a16", "INT4 weights, ready for any engine"),
@@ -59,7 +59,8 @@ def main(argv: Sequence[str]) -> int:
     try:
         code = typer.main.get_command(build()).main(arguments, prog_name="quantlab", standalone_mode=False)
         sys.stdout.flush()
-        return code if isinstance(code, int) else 0
+        # typer turns Ctrl-C into this code without a word.
+        return tell(Interrupted("interrupted"), debug) if code == Interrupted.exit_code else code or 0
     except BrokenPipeError:
         # The reader (head, less) has gone: not an error of ours, but the interpreter must not complain at exit either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -34,11 +34,6 @@ def print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def say(message: str) -> None:
-    """A message on stderr."""
-    sys.stderr.write(message + "\n")
-
-
 def human_bytes(size: float) -> str:
     """`5.23 MB`: three digits, decimal units."""
     for unit in ("B", "kB", "MB", "GB"):

@@ -9,7 +9,6 @@ from pathlib import Path
 import typer
 
 from quantlab.cli import arguments as arg
-from quantlab.cli.console import human_bytes, say
 from quantlab.cli.examples import SETTINGS, epilog
 from quantlab.cli.failures import Interrupted
 from quantlab.cli.plan_view import show_plan, show_result
@@ -71,7 +70,7 @@ def command(
     refuse_problems(plan)
     if not dry_run:
         check_space(target, plan.output_bytes)
-        show_result(run(options, plan), plan, json)
+        show_result(run(options), plan, json)
 
 
 def refuse_problems(plan: Plan) -> None:
@@ -81,9 +80,8 @@ def refuse_problems(plan: Plan) -> None:
         raise RecipeError(plan.problems[0] + more, where=f"recipe {plan.recipe}")
 
 
-def run(options: QuantizeOptions, plan: Plan) -> Result:
+def run(options: QuantizeOptions) -> Result:
     """Carry the plan out, with progress on stderr; raises Interrupted on Ctrl-C."""
-    say(f"{options.source} -> {options.out}  {plan.recipe}, {human_bytes(plan.output_bytes)}")
     from quantlab.quant.run import quantize_checkpoint
 
     try:

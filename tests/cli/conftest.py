@@ -66,10 +66,55 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     yield tmp_path
 
 
+class Models:
+    """Tiny checkpoints to make, and to damage, in one folder."""
+
+    config = CONFIG
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def sound(self, **changes: Any) -> Path:
+        """A sound checkpoint in ./model, its config changed."""
+        return write_model(self.folder / "model", config={**CONFIG, **changes})
+
+    def sharded(self) -> Path:
+        """A sound checkpoint in ./model, in two shards."""
+        return write_sharded(self.folder / "model")
+
+    def with_config(self, **changes: Any) -> Path:
+        """Sound weights, and a config.json changed after they were made; None removes a key."""
+        folder = self.sound()
+        config = {key: value for key, value in {**CONFIG, **changes}.items() if value is not None}
+        (folder / "config.json").write_text(json.dumps(config))
+        return folder
+
+    def with_tensor(self, name: str, dtype: str, shape: tuple[int, ...]) -> Path:
+        """A sound checkpoint but for one tensor's dtype or shape."""
+        return write_model(self.folder / "model", {**tensors_of(CONFIG), name: (dtype, shape)})
+
+    def without_tensor(self, name: str) -> Path:
+        """A checkpoint that lacks one tensor."""
+        return write_model(self.folder / "model", {k: v for k, v in tensors_of(CONFIG).items() if k != name})
+
+    def with_header(self, change: Callable[[bytes], bytes]) -> Path:
+        """A sound checkpoint whose weight file was changed byte by byte."""
+        folder = self.sound()
+        path = folder / "model.safetensors"
+        path.write_bytes(change(path.read_bytes()))
+        return folder
+
+
 @pytest.fixture
-def model(here: Path) -> Path:
+def models(here: Path) -> Models:
+    """Makes tiny checkpoints in the working folder."""
+    return Models(here)
+
+
+@pytest.fixture
+def model(models: Models) -> Path:
     """A sound tiny checkpoint in ./model."""
-    return write_model(here / "model")
+    return models.sound()
 
 
 def tensors_of(config: dict[str, Any]) -> Tensors:

@@ -1,0 +1,142 @@
+"""Help that ends with examples that work, and commands that start without the heavy libraries."""
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quantlab.cli import app, doctor, inspect, quantize, recipes
+
+HEAVY = {"torch", "transformers", "datasets", "numpy", "safetensors", "pyarrow", "triton", "jinja2", "huggingface_hub"}
+COMMANDS: dict[tuple[str, ...], tuple[tuple[str, str], ...]] = {
+    (): app.EXAMPLES,
+    ("quantize",): quantize.EXAMPLES,
+    ("inspect",): inspect.EXAMPLES,
+    ("doctor",): doctor.EXAMPLES,
+    ("recipes",): recipes.EXAMPLES,
+    ("recipes", "list"): recipes.LIST_EXAMPLES,
+    ("recipes", "show"): recipes.SHOW_EXAMPLES,
+    ("recipes", "validate"): recipes.VALIDATE_EXAMPLES,
+    ("recipes", "schema"): recipes.SCHEMA_EXAMPLES,
+}
+EVERY_EXAMPLE = sorted({command for examples in COMMANDS.values() for command, _ in examples})
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_help_ends_with_the_examples(command: tuple[str, ...], flag: str, cli: Any) -> None:
+    ran = cli(*command, flag)
+    assert (ran.code, ran.err) == (0, "")
+    text = " ".join(ran.out.split())
+    assert "Usage: quantlab" in text
+    last = text.index("Examples")
+    for example, meaning in COMMANDS[command]:
+        assert text.index(f"# {meaning} $ {example}") > last
+
+
+@pytest.mark.parametrize("example", EVERY_EXAMPLE)
+def test_example_works(example: str, cli: Any, here: Path, books_5m: Path) -> None:
+    for name in ("Llama-3.2-1B", "Llama-3.2-1B-w4a16"):
+        shutil.copytree(books_5m, here / name)
+    (here / "notes.txt").write_text("text")
+    (here / "my.yaml").write_text("passes:\n  - pass: rtn\n")
+    words = shlex.split(example.split(" > ")[0])
+    assert words[0] == "quantlab"
+    if words[1] == "quantize":
+        # Everything but the work, which is tested elsewhere; the folder of the first example is there for `inspect`.
+        shutil.rmtree(here / "Llama-3.2-1B-w4a16")
+        words = [word for word in words if word != "--dry-run"] + ["--dry-run"]
+    ran = cli(*words[1:])
+    assert ran.code == 0, ran.err
+    assert ran.out
+
+
+def test_no_arguments_show_the_help(cli: Any) -> None:
+    assert cli().out == cli("--help").out
+    assert cli("recipes").out == cli("recipes", "--help").out
+
+
+def test_version(cli: Any) -> None:
+    ran = cli("--version")
+    assert ran.code == 0
+    assert ran.out.startswith("quantlab ")
+
+
+def environment(repository: Path) -> dict[str, str]:
+    """What a subprocess needs to find this tree."""
+    return {**os.environ, "PYTHONPATH": f"{repository}:{repository / 'kernels'}", "TERM": "dumb"}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["quantize", "--help"],
+        ["recipes", "list"],
+        ["recipes", "show", "w4a16-balanced"],
+        ["recipes", "schema"],
+        ["inspect", "MODEL"],
+        ["inspect", "MODEL", "--json"],
+        ["quantize", "MODEL", "--dry-run"],
+        ["quantize", "MODEL", "--dry-run", "--json", "--quality", "best", "--scheme", "w8a8"],
+        ["quantize", "MODEL", "--out", "MODEL"],
+        ["quantise"],
+    ],
+    ids=" ".join,
+)
+def test_light_commands_import_nothing_heavy(arguments: list[str], repository: Path, books_5m: Path) -> None:
+    words = [str(books_5m) if word == "MODEL" else word for word in arguments]
+    code = (
+        "import sys\nfrom quantlab.cli.app import main\n"
+        f"main({words!r})\n"
+        f"print('HEAVY', sorted({HEAVY!r} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment(repository), capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "HEAVY []"
+
+
+def test_completion_imports_nothing_heavy_and_offers_names(repository: Path) -> None:
+    code = (
+        "import sys, atexit\n"
+        f"atexit.register(lambda: print('HEAVY', sorted({HEAVY!r} & set(sys.modules))))\n"
+        "from quantlab.cli.app import main\nmain([])"
+    )
+    asked = {
+        "_QUANTLAB_COMPLETE": "complete_bash",
+        "COMP_WORDS": "quantlab recipes show w8a16-",
+        "COMP_CWORD": "3",
+        "_TYPER_COMPLETE_ARGS": "quantlab recipes show w8a16-",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**environment(repository), **asked}, capture_output=True, text=True
+    )
+    lines = done.stdout.split()
+    assert {"w8a16-balanced", "w8a16-rtn"} <= set(lines)
+    assert done.stdout.splitlines()[-1] == "HEAVY []"
+
+
+def test_module_runs_as_a_program_with_its_exit_code(repository: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "quantlab", "inspect", "/nowhere"],
+        env=environment(repository),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 4
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_reader_that_leaves_early_is_no_error(repository: Path) -> None:
+    command = f"{shlex.quote(sys.executable)} -m quantlab recipes schema | true"
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command], env=environment(repository), capture_output=True, text=True
+    )
+    assert done.stderr == ""
