@@ -70,6 +70,12 @@ def step_line(tracker: Tracker, event: StepDone) -> str:
     return f"{event.stage} {event.step}/{event.steps}{loss}  left {_left(tracker.stage_left(event))}"
 
 
+def stage_line(tracker: Tracker, event: StepDone) -> str:
+    """A finished stage in a line."""
+    loss = "" if event.loss is None else f", loss {event.loss:.4g}"
+    return f"{event.stage}: {event.steps} steps in {human_seconds(tracker.stage_spent())}{loss}"
+
+
 def _left(seconds: float | None) -> str:
     return "-" if seconds is None else human_seconds(max(0.0, seconds))
 
@@ -149,7 +155,9 @@ class LiveView:
             self.console.print(Text(start_line(event), style="dim"))
             self._update("blocks", event.resumed, event.blocks, "reading")
         elif isinstance(event, ModuleDone):
-            note = f"{event.block + 1} {event.name.split('.')[-1]} {event.method}"
+            left = self.tracker.blocks_left()
+            ahead = "" if left is None else f", {_left(left)} left"
+            note = f"block {event.block + 1}: {event.name.split('.')[-1]} {event.method}{ahead}"
             self._update("blocks", self.tracker.done, self.tracker.blocks, printable(note))
         elif isinstance(event, BlockDone):
             self._block(event)
@@ -157,6 +165,8 @@ class LiveView:
             loss = "" if event.loss is None else f"loss {event.loss:.4g}, "
             note = f"{loss}{_left(self.tracker.stage_left(event))} left"
             self._update(event.stage, event.step, event.steps, note)
+            if event.step >= event.steps:
+                self.console.print(Text(stage_line(self.tracker, event), style="dim"))
         else:
             self.console.print(Text.assemble(("note ", "yellow"), printable(event.text)))
 
@@ -164,7 +174,10 @@ class LiveView:
         if not self.headed:
             self.console.print(Text(HEADER, style="bold"))
             self.headed = True
-        self.console.print(Text(row(self.tracker, event)))
+        line = Text(row(self.tracker, event))
+        line.highlight_regex(r"-\d+ %", "green")
+        line.highlight_regex(r"\+\d+ %", "yellow")
+        self.console.print(line)
         left = self.tracker.blocks_left()
         self._update("blocks", self.tracker.done, self.tracker.blocks, f"{_left(left)} left")
 

@@ -55,9 +55,13 @@ class Tracker:
             return None
         return (self.clock() - self.started) / self.fresh * (self.blocks - self.done)
 
+    def stage_spent(self) -> float:
+        """Seconds since the stage's first step was told."""
+        return self.clock() - self.stage_started
+
     def stage_left(self, event: StepDone) -> float | None:
         """Seconds until a stage's last step, or None before its first."""
-        spent = self.clock() - self.stage_started
+        spent = self.stage_spent()
         return spent / event.step * (event.steps - event.step) if event.step and spent else None
 
 

@@ -188,10 +188,12 @@ def assign(recipe: Recipe, config: ModelConfig) -> Assignment:
     schemes: dict[str, Scheme | None] = {}
     skipped: dict[str, str] = {} if "lm_head" in shapes else {"lm_head": TIED}
     for name in shapes:
-        entry = owner.get(name, recipe)
-        schemes[name] = scheme_of(entry) if not isinstance(entry, str) else None
-        if schemes[name] is None:
-            skipped[name] = entry if isinstance(entry, str) else f"override '{entry.match}' says skip"
+        entry = owner.get(name)
+        schemes[name] = None if isinstance(entry, str) else scheme_of(entry or recipe)
+        if isinstance(entry, str):
+            skipped[name] = entry
+        elif entry and schemes[name] is None:
+            skipped[name] = f"override '{entry.match}' says skip"
     problems += _indivisible(schemes, shapes) + _disagreeing(schemes, config)
     if not any(schemes.values()):
         problems.append("nothing is left to quantize: every module is ignored or skipped")
@@ -223,7 +225,8 @@ def _owners(recipe: Recipe, shapes: Mapping[str, object]) -> tuple[dict[str, Ove
         owner |= dict.fromkeys(fresh, override)
     for pattern in recipe.ignore:
         found = _found(pattern, names, "ignore", problems)
-        owner = dict.fromkeys(found, f"ignored by '{pattern}'") | owner
+        for name in found:
+            owner.setdefault(name, f"ignored by '{pattern}'")
     return owner, problems
 
 

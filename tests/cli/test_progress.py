@@ -81,12 +81,17 @@ def test_terminal_shows_the_rows_and_the_module_at_work() -> None:
         view.progress.refresh()
         clock.now += 3.0
         view(BlockDone(0, 2, 0.01, 3.0))
-        view(StepDone("verify", 1, 2))
+        view(ModuleDone(1, "model.layers.1.mlp.up_proj", "rtn", 1.0, 1.0, 0.1))
         view.progress.refresh()
+        for step in (1, 2):
+            clock.now += 2.0
+            view(StepDone("verify", step, 2))
+            view.progress.refresh()
     text = stream.getvalue()
     assert "1/2" in text and "-50 %" in text and "1.00e-02" in text
-    assert "up_proj gptq" in text
-    assert "verify" in text
+    assert "block 1: up_proj gptq" in text
+    assert "block 2: up_proj rtn, 3.0s left" in text
+    assert "verify: 2 steps in 2.0s" in text
 
 
 def test_view_follows_the_stream() -> None:
