@@ -68,7 +68,8 @@ def main() -> None:
     spec = CalibrationSpec(source=asked.calibration, samples=asked.samples, seq_len=asked.seq_len)
     seconds = quantize(asked.model, asked.out, spec, asked.iterations)
     ids = held_out_ids(asked.model, evaluation_files(asked.evaluation), asked.tokens)
-    fidelity = compare(*(load_model(folder, torch.float32, "cpu") for folder in (asked.model, asked.out)), ids)
+    baseline, candidate = (load_model(folder, torch.float32, "cpu") for folder in (asked.model, asked.out))
+    fidelity = compare(baseline, candidate, ids)
     row = {
         "method": f"auto-round {asked.iterations} iterations",
         "model": asked.model.name,

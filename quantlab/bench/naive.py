@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from quantlab.models.attention import DenseAttention
 from quantlab.models.decoder import CausalLM
@@ -73,6 +74,7 @@ def quantize_naively(model: CausalLM, ids: Tensor) -> Times:
     with torch.inference_mode():
         states = [model.embed_tokens(row[None]) for row in ids]
         for layer, block in enumerate(model.blocks):
+            assert isinstance(block, DecoderBlock)
             rope = tables if model.config.uses_rope(layer) else None
             attend = DenseAttention(model.config.layer_window(layer))
             with times.stage("collect"):
@@ -88,7 +90,7 @@ def collect(
     block: DecoderBlock, states: list[Tensor], rope: RopeTables | None, attend: DenseAttention
 ) -> dict[str, Hessian]:
     """Run every sample through `block`; a Hessian for each of its linears, by block-relative name."""
-    linears = {name: block.get_submodule(name) for group in INPUT_GROUPS for name in group}
+    linears = {name: _linear(block, name) for group in INPUT_GROUPS for name in group}
     hessians = {name: Hessian(linear.weight.shape[1]) for name, linear in linears.items()}
     with hooks(linears, hessians):
         for x in states:
@@ -97,10 +99,10 @@ def collect(
 
 
 @contextmanager
-def hooks(linears: dict[str, nn.Module], hessians: dict[str, Hessian]) -> Iterator[None]:
+def hooks(linears: dict[str, nn.Linear], hessians: dict[str, Hessian]) -> Iterator[None]:
     """While open, each linear adds what goes into it to the Hessian of the same name."""
 
-    def watch(name: str) -> object:
+    def watch(name: str) -> RemovableHandle:
         return linears[name].register_forward_pre_hook(lambda _, inputs: hessians[name].add(inputs[0]))
 
     handles = [watch(name) for name in linears]
@@ -114,8 +116,14 @@ def hooks(linears: dict[str, nn.Module], hessians: dict[str, Hessian]) -> Iterat
 def solve_block(block: DecoderBlock, hessians: dict[str, Hessian]) -> None:
     """Quantize each linear of `block` on its own Hessian, in place."""
     for name, hessian in hessians.items():
-        linear = block.get_submodule(name)
+        linear = _linear(block, name)
         linear.weight.copy_(gptq(linear.weight, hessian.matrix))
+
+
+def _linear(block: DecoderBlock, name: str) -> nn.Linear:
+    linear = block.get_submodule(name)
+    assert isinstance(linear, nn.Linear)
+    return linear
 
 
 def gptq(weight: Tensor, hessian: Tensor) -> Tensor:
