@@ -1,5 +1,6 @@
 """`python -m quantlab` and the `quantlab` command."""
 
+import io
 import sys
 
 from quantlab.cli.app import main as run
@@ -8,6 +9,8 @@ from quantlab.log import configure
 
 def main() -> None:
     """Run the command line and exit with its code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a path need not be text
     configure(debug="--debug" in sys.argv[1:])
     sys.exit(run(sys.argv[1:]))
 

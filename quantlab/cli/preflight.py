@@ -19,7 +19,9 @@ from quantlab.recipe_file import builtin, for_quality, load_recipe, regroup
 from quantlab.schemes import SchemeName
 
 HUB_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
-TEXT_SUFFIXES = (".txt", ".jsonl", ".parquet", ".json", ".md")
+DATASET_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(:[\w.-]+)?")
+READABLE = (".txt", ".jsonl", ".parquet")
+FILE_SUFFIXES = (*READABLE, ".json", ".md", ".csv", ".gz", ".zst", ".zip")
 
 
 def open_source(model: Path) -> tuple[HFCheckpoint, ModelConfig]:
@@ -63,17 +65,24 @@ def calibration_spec(
     limit = config.max_position_embeddings
     if seq_len is not None and seq_len > limit:
         raise UsageError(f"{seq_len} tokens are more than the model's {limit}", where="--seq-len")
-    if path is not None and not Path(path).exists() and _looks_local(path):
-        raise CalibrationError("no such file or folder", where=path, fix="leave --calibration out for the bundled text")
-    if path is None and (split or field):
+    if path is not None:
+        _check_text(path)
+    elif split or field:
         raise UsageError("--split and --field choose inside --calibration, which is missing", where="--calibration")
     wants_all = samples == 0 or (samples is None and any(step.kind == "distill" for step in recipe.passes))
     blocks = None if wants_all else samples or DEFAULT_SAMPLES
     return CalibrationSpec(path, split, field, blocks, seq_len or min(DEFAULT_SEQ_LEN, limit), seed)
 
 
-def _looks_local(path: str) -> bool:
-    return path.startswith((".", "/", "~")) or path.endswith(TEXT_SUFFIXES) or not HUB_ID.fullmatch(path)
+def _check_text(path: str) -> None:
+    """Raises CalibrationError for a path that is not there or is of a kind that cannot be read."""
+    local = path.startswith((".", "/", "~")) or path.endswith(FILE_SUFFIXES) or not DATASET_ID.fullmatch(path)
+    if not Path(path).exists():
+        if local:
+            fix = "leave --calibration out for the bundled text"
+            raise CalibrationError("no such file or folder", where=path, fix=fix)
+    elif Path(path).is_file() and Path(path).suffix not in READABLE:
+        raise CalibrationError(f"is not a {', '.join(READABLE)} file or a folder of them", where=path)
 
 
 def check_out(source: Path, out: Path, force: bool) -> None:

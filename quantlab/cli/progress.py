@@ -88,7 +88,9 @@ class PlainView:
         self.clock = clock
         self.tracker = Tracker(clock)
         self.last = float("-inf")
-        self.headed = False
+        self.pending: list[
+            str
+        ] = []  # the start, told with the first thing done: a run that fails at once says one line
 
     def __enter__(self) -> Self:
         return self
@@ -102,11 +104,8 @@ class PlainView:
         """Write what `event` is worth a line for."""
         self.tracker.add(event)
         if isinstance(event, RunStarted):
-            self._line(start_line(event))
+            self.pending = [start_line(event), HEADER]
         elif isinstance(event, BlockDone):
-            if not self.headed:
-                self._line(HEADER)
-                self.headed = True
             self._line(row(self.tracker, event))
         elif isinstance(event, StepDone):
             now = self.clock()
@@ -117,7 +116,8 @@ class PlainView:
             self._line(f"note: {printable(event.text)}")
 
     def _line(self, text: str) -> None:
-        self.stream.write(text.rstrip() + "\n")
+        lines, self.pending = [*self.pending, text], []
+        self.stream.writelines(line.rstrip() + "\n" for line in lines)
         self.stream.flush()
 
 

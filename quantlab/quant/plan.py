@@ -17,7 +17,7 @@ from quantlab.errors import RecipeError
 from quantlab.models.config import ModelConfig
 from quantlab.models.naming import INPUT_GROUPS, block_prefix, linear_shapes, tensor_shapes
 from quantlab.quant.estimate import MemoryItem, flops, memory, parameters, seconds, total
-from quantlab.quant.options import QuantizeOptions
+from quantlab.quant.options import DEFAULT_SAMPLES, QuantizeOptions
 from quantlab.quant.patterns import matching
 from quantlab.recipe import Override, Recipe
 from quantlab.schemes import GROUP_SIZES, Scheme
@@ -121,9 +121,11 @@ def calibration_tokens(options: QuantizeOptions) -> int:
     spec = options.calibration
     if spec.samples is not None:
         return spec.samples * spec.seq_len
-    path = Path(spec.source) if spec.source else None
-    if path is None or not path.exists():
-        return 64 * spec.seq_len
+    package = Path(__file__).parents[1]
+    bundled = (package / "_data" / "calibration.txt", package.parent / "examples" / "text" / "calibration.txt")
+    path = Path(spec.source) if spec.source else next((place for place in bundled if place.exists()), bundled[0])
+    if not path.exists():
+        return DEFAULT_SAMPLES * spec.seq_len
     size = path.stat().st_size if path.is_file() else sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
     return max(1, int(size / BYTES_PER_TOKEN) // spec.seq_len) * spec.seq_len
 

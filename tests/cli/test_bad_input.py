@@ -175,6 +175,7 @@ ARGUMENTS: dict[str, tuple[list[str], int, str]] = {
     "asymmetric w8a8": (["quantize", "model", "-o", "out", "--scheme", "w8a8", "--asymmetric"], 2, "w4a16 only"),
     "grouped w8a8": (["quantize", "model", "-o", "out", "--scheme", "w8a8", "--group-size", "64"], 2, "use channel"),
     "no calibration file": (["quantize", "model", "-o", "out", "--calibration", "no.txt"], 6, "no.txt"),
+    "calibration of a wrong kind": (["quantize", "model", "-o", "out", "--calibration", "data.csv"], 6, "data.csv"),
     "split of nothing": (["quantize", "model", "-o", "out", "--split", "train"], 2, "--calibration"),
     "out exists": (["quantize", "model", "-o", "taken"], 7, "exists already"),
     "out is somebody's": (["quantize", "model", "-o", "taken", "--force"], 7, "not a checkpoint folder"),
@@ -231,6 +232,7 @@ def test_bad_argument_is_refused(kind: str, cli: Any, model: Path, here: Path) -
     (here / "taken").mkdir()
     (here / "taken" / "diary.txt").write_text("mine")
     (here / "file.txt").write_text("text")
+    (here / "data.csv").write_text("a,b")
     assert_refused(cli, here, arguments, code, fragment)
 
 

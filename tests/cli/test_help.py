@@ -134,6 +134,16 @@ def test_module_runs_as_a_program_with_its_exit_code(repository: Path) -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
+def test_a_path_that_is_not_text_can_be_shown(repository: Path, books_5m: Path, tmp_path: Path) -> None:
+    odd = os.fsencode(tmp_path) + b"/m\xff"
+    shutil.copytree(os.fsencode(books_5m), odd)
+    done = subprocess.run(
+        [sys.executable, "-m", "quantlab", "inspect", odd], env=environment(repository), capture_output=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"28 linear modules" in done.stdout
+
+
 def test_reader_that_leaves_early_is_no_error(repository: Path) -> None:
     command = f"{shlex.quote(sys.executable)} -m quantlab recipes schema | true"
     done = subprocess.run(

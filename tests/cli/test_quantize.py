@@ -93,7 +93,7 @@ def test_calibration_defaults(config: ModelConfig) -> None:
 def test_a_dataset_id_is_not_taken_for_a_missing_file(config: ModelConfig) -> None:
     spec = calibration_spec(builtin("w4a16-fast"), config, ("org/data", "train", "text"), None, None, 0)
     assert (spec.source, spec.split, spec.field) == ("org/data", "train", "text")
-    for path in ("./data", "/data/x", "notes.txt", "a/b.jsonl", "a/b/c"):
+    for path in ("./data", "/data/x", "notes.txt", "a/b.jsonl", "a/b/c", "notes.gz"):
         with pytest.raises(CalibrationError):
             calibration_spec(builtin("w4a16-fast"), config, (path, None, None), None, None, 0)
 
