@@ -4,7 +4,7 @@ VENV   ?= .venv
 SHARED ?= ../shared
 ARGS   ?=
 BIN    := $(VENV)/bin
-RUN    := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 PYTHONPATH=.:kernels $(BIN)/python
+RUN    := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} HF_HUB_OFFLINE=$${HF_HUB_OFFLINE:-1} HF_HUB_DISABLE_TELEMETRY=1 PYTHONPATH=.:kernels $(BIN)/python
 
 .PHONY: help demo test test-all check fmt bench-quality bench-speed bench-memory bench-resume clean
 
