@@ -1,6 +1,6 @@
 """AutoRound on the same blocks, measured by the same evaluation: the peer to beat.
 
-Wants an environment with the `bench` extra (`pip install "quantlab[bench]"`); knows nothing about our own passes.
+Wants an environment with the `bench` extra (`pip install -e '.[bench]'`); knows nothing about our own passes.
 usage: python -m quantlab.bench.autoround MODEL --out DIR [--calibration PATH] [--iterations 100] [--evaluation PATH]
 """
 
