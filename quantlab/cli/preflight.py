@@ -14,6 +14,7 @@ from quantlab.cli.console import human_bytes
 from quantlab.errors import CalibrationError, CheckpointError, OutputError, UsageError
 from quantlab.models.config import ModelConfig
 from quantlab.quant.options import DEFAULT_SAMPLES, DEFAULT_SEQ_LEN, CalibrationSpec
+from quantlab.quant.plan import has_gpu
 from quantlab.recipe import Recipe
 from quantlab.recipe_file import builtin, for_quality, load_recipe, regroup
 from quantlab.schemes import SchemeName
@@ -83,6 +84,12 @@ def _check_text(path: str) -> None:
             raise CalibrationError("no such file or folder", where=path, fix=fix)
     elif Path(path).is_file() and Path(path).suffix not in READABLE:
         raise CalibrationError(f"is not a {', '.join(READABLE)} file or a folder of them", where=path)
+
+
+def check_device(device: str) -> None:
+    """Raises UsageError if a GPU is asked for on a machine without one (asking torch would cost seconds)."""
+    if device.startswith("cuda") and not has_gpu():
+        raise UsageError(f"'{device}' needs a GPU, and this machine has none", where="--device", fix="quantlab doctor")
 
 
 def check_out(source: Path, out: Path, force: bool) -> None:

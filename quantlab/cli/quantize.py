@@ -12,7 +12,7 @@ from quantlab.cli import arguments as arg
 from quantlab.cli.examples import SETTINGS, epilog
 from quantlab.cli.failures import Interrupted
 from quantlab.cli.plan_view import show_plan, show_result
-from quantlab.cli.preflight import calibration_spec, check_out, check_space, choose_recipe, open_source
+from quantlab.cli.preflight import calibration_spec, check_device, check_out, check_space, choose_recipe, open_source
 from quantlab.cli.progress import make_view
 from quantlab.errors import RecipeError, UsageError
 from quantlab.quant.options import QuantizeOptions, Result
@@ -69,6 +69,7 @@ def command(
         show_plan(plan, options, json)
     refuse_problems(plan)
     if not dry_run:
+        check_device(device)
         check_space(target, plan.output_bytes)
         show_result(run(options), plan, json)
 

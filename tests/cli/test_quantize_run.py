@@ -101,3 +101,14 @@ def test_dry_run_never_reaches_the_run(cli: Any, model: Path, stand_in: Any) -> 
 
     stand_in(run)
     assert cli("quantize", "model", "--dry-run").code == 0
+
+
+def test_gpu_that_is_not_there_is_refused_but_can_be_planned_for(
+    cli: Any, model: Path, stand_in: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("quantlab.cli.preflight.has_gpu", lambda: False)
+    stand_in(finish)
+    ran = cli("quantize", "model", "--out", "out", "--device", "cuda")
+    assert ran.code == 2
+    assert "this machine has none" in ran.lines[0]
+    assert cli("quantize", "model", "--dry-run", "--device", "cuda").code == 0
