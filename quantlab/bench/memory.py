@@ -30,7 +30,14 @@ from quantlab.models.naming import block_tensor_shapes, tensor_shapes
 BLOCKS_ALLOWED = 3  # blocks of 16-bit weights that a run may hold above its imports and announced activations
 ESTIMATE_TOLERANCE = 0.15
 POLL_SECONDS = 0.02
-IMPORTS = "import quantlab.cli.app, quantlab.quant.run; print(open('/proc/self/status').read())"
+# transformers imports 150 MB of itself when the first tokenizer is loaded, so the baseline loads one.
+IMPORTS = """
+import pathlib, sys
+import quantlab.cli.app, quantlab.quant.run
+from quantlab.text import load_tokenizer
+load_tokenizer(pathlib.Path(sys.argv[1]))
+print(open("/proc/self/status").read())
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +143,8 @@ def measure(model: Path, out: Path, words: list[str], block: int) -> Figures:
     if dry.returncode:
         raise QuantlabError(f"the dry run failed: {dry.stderr.strip()[-300:]}")
     plan = json.loads(dry.stdout)
-    imports = subprocess.run([sys.executable, "-c", IMPORTS], capture_output=True, text=True, check=True)
+    line = [sys.executable, "-c", IMPORTS, str(model)]
+    imports = subprocess.run(line, capture_output=True, text=True, check=True)
     baseline = _parse_high_water(imports.stdout)
     peak = peak_of(command(model, out, ["--restart", *words]), out.with_name(out.name + ".log"))
     activations = sum(item["bytes"] for item in plan["memory"] if "activation" in item["what"])

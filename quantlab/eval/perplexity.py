@@ -66,7 +66,12 @@ def read_ids(paths: Sequence[Path], tokenizer: Tokenizer, limit: int | None = No
         text = "".join(path.read_text(encoding="utf-8") for path in paths)
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read the evaluation text: {error}") from error
-    return torch.tensor(tokenizer.encode(text)[:limit], dtype=torch.int64)
+    ids: list[int] = []
+    for piece in tokenizer.encode_pieces(text):
+        ids += piece
+        if limit is not None and len(ids) >= limit:
+            break
+    return torch.tensor(ids[:limit], dtype=torch.int64)
 
 
 def perplexity(model: CausalLM, ids: Tensor, window: int = WINDOW) -> float:

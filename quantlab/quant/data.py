@@ -58,26 +58,25 @@ def pack(documents: Iterable[Document], tokenizer: Tokenizer, limit: int) -> arr
     chats carry those of the chat template.
     """
     tokens = array("i")
-    for ids in _encoded(documents, tokenizer):
-        if not ids:
-            continue
-        if tokens and tokenizer.eos_id is not None and tokens[-1] != tokenizer.eos_id:
-            tokens.append(tokenizer.eos_id)
-        tokens.extend(ids[: limit - len(tokens)])
-        if len(tokens) >= limit:
-            break
+    for document in documents:
+        pieces = (ids for ids in _pieces(document, tokenizer) if ids)
+        for index, ids in enumerate(pieces):
+            if index == 0 and tokens and tokenizer.eos_id is not None and tokens[-1] != tokenizer.eos_id:
+                tokens.append(tokenizer.eos_id)
+            tokens.extend(ids[: limit - len(tokens)])
+            if len(tokens) >= limit:
+                return tokens
     return tokens
 
 
-def _encoded(documents: Iterable[Document], tokenizer: Tokenizer) -> Iterator[list[int]]:
-    for document in documents:
-        if isinstance(document, str):
-            yield tokenizer.encode(document, special_tokens=True) if document.strip() else []
-            continue
-        try:
-            yield tokenizer.encode(tokenizer.render_chat(document))
-        except CheckpointError as error:
-            raise CalibrationError(error.message, where=error.where, fix="--field with plain text") from error
+def _pieces(document: Document, tokenizer: Tokenizer) -> Iterator[list[int]]:
+    """The ids of one document; none for a blank one."""
+    if isinstance(document, str):
+        return tokenizer.encode_pieces(document, special_tokens=True) if document.strip() else iter(())
+    try:
+        return tokenizer.encode_pieces(tokenizer.render_chat(document))
+    except CheckpointError as error:
+        raise CalibrationError(error.message, where=error.where, fix="--field with plain text") from error
 
 
 def _token_limit(spec: CalibrationSpec) -> int:
