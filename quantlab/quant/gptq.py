@@ -88,6 +88,19 @@ def _solve_block(start, stop, columns, feedback, errors, codes, scheme: Scheme) 
         errors[i] = wt[i] - (q if zt is None else q - zt[i]) * st[i]
 
 
+def corrected_target(w: Tensor, residual: Tensor, factor: Factor, strength: float) -> Tensor:
+    """The weights that best map the quantized model's inputs to the 16-bit model's outputs, `strength` of the way there.
+
+    w: [N, K] fp32; residual: [K, N] fp32, the mean of x (y - W x)^T with x the quantized model's input and y the output
+    wanted. Least squares: W + (H^-1 residual)^T (the idea of GPTAQ, arXiv 2504.02692, and QEP, arXiv 2504.09629).
+    """
+    b = residual[factor.order]
+    y = torch.linalg.solve_triangular(factor.r, b, upper=True)
+    step = torch.empty_like(b)
+    step[factor.order] = torch.linalg.solve_triangular(factor.r.t(), y, upper=False)
+    return w + strength * step.t()
+
+
 def output_error(e: Tensor, h: Tensor) -> Tensor:
     """tr(E H E^T) by row: `e: [N, K]`, `h: [K, K]`, fp32 -> `[N]`; the summed squared output error of each channel."""
     return ((e @ h) * e).sum(1)
@@ -96,7 +109,7 @@ def output_error(e: Tensor, h: Tensor) -> Tensor:
 def descend(
     w: Tensor, h: Tensor, codes: Tensor, scales: Tensor, zeros: Tensor | None, scheme: Scheme
 ) -> tuple[Tensor, Tensor]:
-    """One round of coordinate descent on tr(E H E^T): every code given the rest, then each group's scale given its codes.
+    """One round of coordinate descent on tr(E H E^T): each code given the rest, each scale given its codes.
 
     w: [N, K] fp32; h: [K, K] fp32, damped; codes: [N, K] int8; scales: [N, G] stored dtype; returns new codes, scales.
     A code moves to round(W_hat_i + (E H)_i / H_ii); a scale to its least-squares value rounded to the stored dtype,
