@@ -69,14 +69,19 @@ class Rounding(Strict):
 
 
 class Distill(Strict):
-    """Train codes, scales and norms end to end towards the 16-bit model's next-token distribution."""
+    """Train codes, scales and norms end to end towards the 16-bit model's next-token distribution.
+
+    A CPU takes `cpu_steps` of `cpu_batch_size` samples instead: what it can do in minutes.
+    """
 
     kind: Literal["distill"] = Field("distill", alias="pass")
-    steps: Annotated[int, Field(ge=1, le=1_000_000)] = 800
-    batch_size: Annotated[int, Field(ge=1, le=1024)] = 4
-    code_rate: Rate = 0.02
-    scale_rate: Rate = 0.003
-    norm_rate: Rate = 0.0005
+    steps: Annotated[int, Field(ge=1, le=1_000_000)] = 1500
+    batch_size: Annotated[int, Field(ge=1, le=1024)] = 8
+    cpu_steps: Annotated[int, Field(ge=1, le=1_000_000)] = 150
+    cpu_batch_size: Annotated[int, Field(ge=1, le=1024)] = 2
+    code_rate: Rate = 0.006
+    scale_rate: Rate = 0.0005
+    norm_rate: Rate = 0.0003
     checkpoint_seconds: Annotated[float, Field(gt=0.0, le=60.0)] = 30.0
 
 

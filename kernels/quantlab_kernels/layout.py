@@ -36,6 +36,11 @@ class QuantizedWeight:
         assert self.scales.shape == (rows, columns // self.group_size)
         assert self.zeros is None or (self.zeros.dtype == torch.int8 and self.zeros.shape == self.scales.shape)
 
+    def to(self, device: torch.device | str) -> "QuantizedWeight":
+        """The same weight on `device`."""
+        zeros = None if self.zeros is None else self.zeros.to(device)
+        return QuantizedWeight(self.codes.to(device), self.scales.to(device), zeros, self.group_size)
+
 
 def pack_int4(codes: Tensor) -> Tensor:
     """Eight signed 4-bit codes to a word, along K.

@@ -4,13 +4,13 @@ Knows nothing about files, recipes or how the codes were first chosen; `refine` 
 checkpoints, this module one step's mathematics.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from quantlab.schemes import Scheme
+from quantlab_kernels.layout import QuantizedWeight
+from quantlab_kernels.ref import quantize_per_token
 
 # Logits of this many elements at a time: 16 Mi fp32 elements are 64 MiB.
 LOGIT_ELEMENTS = 1 << 24
@@ -44,14 +44,16 @@ class RoundedWeight(torch.autograd.Function):
 class TrainedLinear(nn.Module):
     """A linear layer whose weight is codes times scales, both trained: `latent` in code units, `drift` relative."""
 
-    def __init__(self, latent: Tensor, scales: Tensor, zeros: Tensor | None, bias: Tensor | None, scheme: Scheme):
+    def __init__(self, q: QuantizedWeight, bias: Tensor | None, scheme: Scheme):
         super().__init__()
-        self.latent = nn.Parameter(latent.float())
+        scales, zeros = q.scales, q.zeros
+        self.latent = nn.Parameter(q.codes.float())
         self.drift = nn.Parameter(torch.zeros_like(scales, dtype=torch.float32))
         self.register_buffer("start", scales.float())
         self.register_buffer("zeros", zeros)
         self.register_buffer("bias", bias)
         self.scale_dtype, self.limits = scales.dtype, (scheme.code_min, scheme.code_max)
+        self.quantizes_input = scheme.quantizes_activations
 
     def scales(self) -> Tensor:
         """The stored scales `[N, G]` as fp32, rounded to their dtype with a straight-through gradient."""
@@ -62,20 +64,21 @@ class TrainedLinear(nn.Module):
         """The signed codes int8 `[N, K]` as they would be stored now."""
         return self.latent.detach().round().clamp_(*self.limits).to(torch.int8)
 
+    def quantized(self) -> QuantizedWeight:
+        """The codes and scales as they would be stored now; a scale never crosses zero."""
+        scales = self.scales().detach().to(self.scale_dtype)
+        scales = torch.where(scales == 0, self.start.to(self.scale_dtype), scales)
+        codes = self.codes()
+        return QuantizedWeight(codes, scales, self.zeros, codes.shape[1] // scales.shape[1])
+
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., K] -> [..., N] in the autocast dtype, or that of x."""
         dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
+        if self.quantizes_input:
+            codes, token_scales = quantize_per_token(x.detach())
+            x = x + ((codes.float() * token_scales).to(x.dtype) - x).detach()
         w = RoundedWeight.apply(self.latent, self.scales(), self.zeros, self.limits, dtype)
         return F.linear(x.to(dtype), w, None if self.bias is None else self.bias.to(dtype))
-
-
-@dataclass(frozen=True, slots=True)
-class Rates:
-    """Peak learning rates: codes in code units a step, scales and norms relative to their start."""
-
-    code: float
-    scale: float
-    norm: float
 
 
 def chunked_kl(student: Tensor, teacher: Tensor, head: Tensor, with_grad: bool) -> tuple[Tensor, Tensor | None]:

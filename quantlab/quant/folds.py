@@ -13,7 +13,7 @@ MAX_EXPONENT = 6
 
 
 def fold_into_norm(norm: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
-    """The norm weight divided by `scales: [K]`, in its own dtype, and the column scales [K] fp32 that this amounts to."""
+    """The norm weight divided by `scales: [K]`, in its own dtype, and the column scales [K] fp32 it amounts to."""
     divided = (norm.float() / scales).to(norm.dtype)
     usable = (divided != 0) & torch.isfinite(divided)
     divided = torch.where(usable, divided, norm)

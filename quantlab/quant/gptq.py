@@ -89,7 +89,7 @@ def _solve_block(start, stop, columns, feedback, errors, codes, scheme: Scheme) 
 
 
 def corrected_target(w: Tensor, residual: Tensor, factor: Factor, strength: float) -> Tensor:
-    """The weights that best map the quantized model's inputs to the 16-bit model's outputs, `strength` of the way there.
+    """The weights that best map the quantized model's inputs to the 16-bit model's outputs, part of the way.
 
     w: [N, K] fp32; residual: [K, N] fp32, the mean of x (y - W x)^T with x the quantized model's input and y the output
     wanted. Least squares: W + (H^-1 residual)^T (the idea of GPTAQ, arXiv 2504.02692, and QEP, arXiv 2504.09629).

@@ -1,0 +1,194 @@
+"""The one loop that quantizes a decoder block: group by group, each on the inputs that the groups before it produce.
+
+Knows nothing about files, journals or which blocks come before and after; gives back codes and changed parameters.
+"""
+
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from quantlab.errors import SolveError
+from quantlab.events import ModuleDone, Notice
+from quantlab.models.naming import INPUT_GROUPS, block_prefix
+from quantlab.quant.block_task import BlockTask, group_rows, install
+from quantlab.quant.fold_search import FOLD_SOURCES, Fold, apply_fold, find_fold
+from quantlab.quant.report import ModuleRow
+from quantlab.quant.solver import HeldOut, Problem, Solution, better_rows, plain_rounding, solve_problem
+from quantlab.quant.stages import MICRO_TOKENS, Stream
+from quantlab.quant.stats import Moments
+from quantlab.recipe import Gptq
+from quantlab.schemes import Scheme
+
+
+@dataclass(slots=True)
+class Streams:
+    """The hidden states that enter a block: through quantized blocks, and through 16-bit ones where they are compared.
+
+    The last `held_out` samples are never shown to a solver.
+    """
+
+    quantized: Stream
+    exact: Stream | None
+    held_out: int
+
+
+def quantize_block(task: BlockTask, streams: Streams | None) -> None:
+    """Fill task.solved, task.changed and task.rows, and move the streams behind the block.
+
+    `streams` None means a recipe without calibration: weights are rounded as they stand.
+    """
+    for stage, names in enumerate(INPUT_GROUPS):
+        if streams is not None:
+            streams.quantized.enter(task.block, task.layer, stage)
+            if streams.exact is not None and task.exact is not None:
+                streams.exact.enter(task.exact, task.layer, stage)
+        scheme = task.schemes[names[0]]
+        if scheme is not None:
+            _quantize_group(task, streams, stage, scheme)
+        if streams is not None and stage in (1, 3):
+            streams.quantized.leave(task.block, stage)
+            if streams.exact is not None and task.exact is not None:
+                streams.exact.leave(task.exact, stage)
+
+
+def _quantize_group(task: BlockTask, streams: Streams | None, stage: int, scheme: Scheme) -> None:
+    started = time.perf_counter()
+    names = INPUT_GROUPS[stage]
+    w = torch.cat([task.block.get_submodule(name).weight.data.float() for name in names])
+    problem, moments, held_out = Problem(w, scheme, task.scale_dtype), None, None
+    if streams is not None:
+        moments = collect(streams.quantized, streams.held_out)
+        held_out = held_out_tokens(streams, stage, w)
+        residual = None
+        if isinstance(task.solver, Gptq) and task.solver.target_correction > 0 and streams.exact is not None:
+            residual = target_residual(streams, stage, w)
+        problem = Problem(w, scheme, task.scale_dtype, moments.hessian, residual)
+    plain = plain_rounding(Problem(w, scheme, task.scale_dtype), held_out)
+    solution, fold = _best_solution(task, streams, stage, problem, (moments, held_out, plain))
+    modules = row_slices(group_rows(task.block, names))
+    if fold is None:  # a folded group cannot be mixed: its columns are scaled for all rows
+        solution, kept = better_rows(solution, plain, modules)
+    else:
+        kept = [True] * len(modules)
+        apply_fold(task, fold)
+        if streams is not None:
+            _refresh(streams.quantized, task, stage, fold)
+    seconds = time.perf_counter() - started
+    for name, rows, keep in zip(names, modules, kept, strict=True):
+        install(task, name, solution.weight(rows, scheme.group_size or w.shape[1]), scheme)
+        method = ("" if fold is None else f"{fold.method}:{fold.source} ") + solution.method
+        row = ModuleRow(
+            name=block_prefix(task.layer) + name,
+            scheme=scheme,
+            method=method if keep else plain.method,
+            damping=solution.damping,
+            retries=solution.retries,
+            tokens=0 if moments is None else moments.tokens,
+            error=solution.relative_error(rows),
+            rtn_error=plain.relative_error(rows),
+        )
+        _record(task, row, solution, seconds / len(names), keep)
+
+
+def _record(task: BlockTask, row: ModuleRow, solution: Solution, seconds: float, keep: bool) -> None:
+    task.rows.append(row)
+    if solution.retries:
+        task.listener(Notice(f"{row.name}: damping raised to {solution.damping:g} after {solution.retries} retries"))
+    if not keep:
+        task.listener(Notice(f"{row.name}: plain rounding was better on held-out blocks and is kept"))
+    task.listener(ModuleDone(task.layer, row.name, row.method, row.error, row.rtn_error, seconds))
+
+
+def _best_solution(
+    task: BlockTask,
+    streams: Streams | None,
+    stage: int,
+    problem: Problem,
+    seen: tuple[Moments | None, HeldOut | None, Solution],
+) -> tuple[Solution, Fold | None]:
+    """The solved group, with the fold that held-out tokens prefer to none; `seen` ends with plain rounding's result."""
+    moments, held_out, plain = seen
+    solution = solve_problem(problem, task.solver, held_out)
+    _check_finite(solution, task, stage)
+    how = task.fold_pass
+    if how is None or streams is None or moments is None or FOLD_SOURCES[stage] not in how.pairs:
+        return solution, None
+    fold = find_fold(task, stage, how, problem, (moments, sample_tokens(streams)))
+    if fold is None:
+        return solution, None
+    folded = solve_problem(problem.folded(fold.columns), task.solver, held_out)
+    modules = row_slices(group_rows(task.block, INPUT_GROUPS[stage]))
+    never_worse = all(folded.relative_error(rows) <= plain.relative_error(rows) for rows in modules)
+    if never_worse and float(folded.errors.sum()) < float(solution.errors.sum()):
+        return folded, fold
+    return solution, None
+
+
+def _check_finite(solution: Solution, task: BlockTask, stage: int) -> None:
+    if not bool(torch.isfinite(solution.errors).all()):
+        name = block_prefix(task.layer) + INPUT_GROUPS[stage][0]
+        fix = "a larger damping in the recipe, or ignore the module"
+        raise SolveError("the solve gave NaN or Inf", where=name, fix=fix)
+
+
+def _refresh(stream: Stream, task: BlockTask, stage: int, fold: Fold) -> None:
+    """Bring the group's inputs up to date with a fold: recomputed behind a norm, divided exactly behind a linear."""
+    if fold.source == "norm":
+        stream.enter(task.block, task.layer, stage)
+    else:
+        stream.inputs /= fold.columns.to(stream.inputs.dtype)
+
+
+def collect(stream: Stream, held_out: int) -> Moments:
+    """Moments of the group's inputs over the samples that solvers may see."""
+    x = stream.inputs[: len(stream.inputs) - held_out].flatten(0, 1)
+    moments = Moments.empty(x.shape[1], x.device)
+    for part in x.split(MICRO_TOKENS):
+        moments.add(part.float())
+    moments.finish()
+    return moments
+
+
+def target_residual(streams: Streams, stage: int, w: Tensor) -> Tensor:
+    """The mean of x (y - W x)^T `[K, N]` over the solver's samples; see `_wanted_gap` for y."""
+    seen = len(streams.quantized.inputs) - streams.held_out
+    total = torch.zeros(w.shape[1], w.shape[0], device=w.device)
+    tokens = 0
+    for start in range(0, seen, streams.quantized.batch):
+        part = slice(start, min(start + streams.quantized.batch, seen))
+        x = streams.quantized.inputs[part].flatten(0, 1).float()
+        total.addmm_(x.t(), _wanted_gap(streams, stage, w, part))
+        tokens += len(x)
+    return total / tokens
+
+
+def _wanted_gap(streams: Streams, stage: int, w: Tensor, part: slice) -> Tensor:
+    """What W x lacks, `[T, N]`: the 16-bit linear's output, plus how far the residual has drifted where it is added."""
+    exact, quantized = streams.exact, streams.quantized
+    assert exact is not None
+    gap = (exact.inputs[part].float() - quantized.inputs[part].float()).flatten(0, 1) @ w.t()
+    if stage in (1, 3):
+        gap += (exact.x[part] - quantized.x[part]).flatten(0, 1)
+    return gap
+
+
+def held_out_tokens(streams: Streams, stage: int, w: Tensor) -> HeldOut:
+    """The held-out samples' inputs and the outputs wanted for them: the 16-bit model's where that is at hand."""
+    part = slice(len(streams.quantized.inputs) - streams.held_out, None)
+    x = streams.quantized.inputs[part].flatten(0, 1).float()
+    y = x @ w.t()
+    return HeldOut(x, y if streams.exact is None else y + _wanted_gap(streams, stage, w, part))
+
+
+def sample_tokens(streams: Streams, count: int = 1024) -> Tensor:
+    """About `count` of the solver's input tokens `[T, K]` fp32, evenly spaced."""
+    x = streams.quantized.inputs[: len(streams.quantized.inputs) - streams.held_out].flatten(0, 1)
+    return x[:: max(1, len(x) // count)].float()
+
+
+def row_slices(sizes: list[int]) -> list[slice]:
+    """Where each of the stacked linears' rows lie."""
+    ends = torch.tensor(sizes).cumsum(0).tolist()
+    return [slice(end - size, end) for size, end in zip(sizes, ends, strict=True)]

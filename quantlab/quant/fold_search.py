@@ -1,0 +1,103 @@
+"""Which scales to fold for one group of linears, and how to carry the fold out in its block.
+
+Knows the block's wiring (what feeds what); knows nothing about how well a fold does: `blockwise` asks held-out tokens.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from quantlab.quant import awq, folds, smoothquant
+from quantlab.quant.block_task import BlockTask, install
+from quantlab.quant.solver import Problem
+from quantlab.quant.stats import Moments
+from quantlab.recipe import Awq, SmoothQuant
+from quantlab_kernels.layout import QuantizedWeight
+
+# What feeds each group: the fold's inverse goes there.
+FOLD_SOURCES = ("norm", "v_o", "norm", "up_down")
+NORMS = {0: "input_layernorm", 2: "post_attention_layernorm"}
+FEEDERS = {1: "self_attn.v_proj", 3: "mlp.up_proj"}
+
+
+@dataclass(frozen=True, slots=True)
+class Fold:
+    """Column scales `columns: [K]` fp32 of group `stage`, and what their source takes: a norm's new weight, or the
+    divisors `[C]` of a linear's rows."""
+
+    stage: int
+    method: str
+    columns: Tensor
+    inverse: Tensor
+
+    @property
+    def source(self) -> str:
+        """What the inverse is folded into: "norm", "v_o" or "up_down"."""
+        return FOLD_SOURCES[self.stage]
+
+
+def find_fold(
+    task: BlockTask, stage: int, how: Awq | SmoothQuant, problem: Problem, seen: tuple[Moments, Tensor]
+) -> Fold | None:
+    """The fold that the search prefers for group `stage`, or None when it prefers none.
+
+    seen: moments of the input, and sampled tokens [T, K] of it.
+    """
+    moments, x = seen
+    if isinstance(how, Awq):
+        scales = awq.search_scales(problem.w, moments.hessian, problem.scheme, how.grid_points, task.scale_dtype)
+    else:
+        strengths = _strengths(how)
+        scales = smoothquant.search_scales(problem.w, x, moments.absmax, problem.scheme, strengths, task.scale_dtype)
+    if bool((scales == 1).all()):
+        return None
+    columns, inverse = _realize(task, stage, scales)
+    return None if bool((columns == 1).all()) else Fold(stage, how.kind, columns, inverse)
+
+
+def apply_fold(task: BlockTask, fold: Fold) -> None:
+    """Change the block's norm, or the linear that feeds the group, so that the fold leaves the function as it was."""
+    if fold.source == "norm":
+        name = f"{NORMS[fold.stage]}.weight"
+        task.changed[name] = fold.inverse
+        task.block.get_submodule(NORMS[fold.stage]).weight.data = fold.inverse
+        return
+    name = FEEDERS[fold.stage]
+    linear = task.block.get_submodule(name)
+    if getattr(linear, "bias", None) is not None:
+        linear.bias.data = folds.divide_rows(linear.bias.data, fold.inverse)
+        task.changed[f"{name}.bias"] = linear.bias.data
+    if name not in task.solved:
+        linear.weight.data = folds.divide_rows(linear.weight.data, fold.inverse)
+        task.changed[f"{name}.weight"] = linear.weight.data
+        return
+    q = task.solved[name]
+    divided = QuantizedWeight(q.codes, folds.divide_rows(q.scales, fold.inverse), q.zeros, q.group_size)
+    scheme = task.schemes[name]
+    assert scheme is not None
+    install(task, name, divided, scheme)
+
+
+def _strengths(how: SmoothQuant) -> tuple[float, ...]:
+    if how.strength is not None:
+        return (how.strength,)
+    return tuple((i + 1) / (how.grid_points + 1) for i in range(how.grid_points))
+
+
+def _realize(task: BlockTask, stage: int, scales: Tensor) -> tuple[Tensor, Tensor]:
+    """The scales that the source can take, as (columns, inverse)."""
+    if FOLD_SOURCES[stage] == "norm":
+        inverse, columns = folds.fold_into_norm(task.block.get_submodule(NORMS[stage]).weight.data, scales)
+        return columns, inverse
+    config = task.config
+    shared = folds.per_kv_channel(scales, config.num_heads, config.num_kv_heads) if stage == 1 else scales
+    rows = _exactly_dividable(task, FEEDERS[stage], folds.powers_of_two(shared))
+    return (folds.per_query_channel(rows, config.num_heads, config.num_kv_heads) if stage == 1 else rows), rows
+
+
+def _exactly_dividable(task: BlockTask, name: str, scales: Tensor) -> Tensor:
+    linear = task.block.get_submodule(name)
+    stored = task.solved[name].scales if name in task.solved else linear.weight.data
+    scales = folds.dividable(stored, scales)
+    bias = getattr(linear, "bias", None)
+    return scales if bias is None else folds.dividable(bias.data[:, None], scales)

@@ -1,0 +1,223 @@
+"""The end-to-end stage: the loop around `distill`, with checkpoints, and the best state on held-out blocks kept.
+
+The one stage that holds the whole model. An interruption loses at most `checkpoint_seconds`; because evaluations fall
+on fixed steps and the whole optimizer is saved, a continued run ends bit for bit as an uninterrupted one.
+"""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quantlab.checkpoint.reader import TORCH_DTYPES, TensorReader
+from quantlab.events import Notice, StepDone
+from quantlab.models.decoder import CausalLM, build_model
+from quantlab.models.naming import FINAL_NORM, tensor_shapes
+from quantlab.quant.distill import TrainedLinear, chunked_kl, rate_at
+from quantlab.quant.journal import Journal
+from quantlab.quant.parts import Parts, part_tensors
+from quantlab.quant.setup import Setup
+from quantlab.quant.stages import MICRO_TOKENS, WideAttention
+from quantlab.recipe import Distill
+
+STEP, STATE = "distilled", "distill-state"
+EVALUATIONS = 12
+
+
+@dataclass(slots=True)
+class Trainee:
+    """The student's trained tensors by name, the modules they sit in, and Adam over them."""
+
+    model: CausalLM
+    linears: dict[str, TrainedLinear]
+    norms: dict[str, nn.Parameter]
+    optimizer: torch.optim.Adam
+    peaks: tuple[float, ...]
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Everything trained, by a name that is stable between runs."""
+        named = {f"{name}.latent": linear.latent for name, linear in self.linears.items()}
+        named |= {f"{name}.drift": linear.drift for name, linear in self.linears.items()}
+        return named | self.norms
+
+
+@dataclass(slots=True)
+class Progress:
+    """Where the loop stands: next step, and the best held-out KL with the part that reached it."""
+
+    step: int
+    first: float
+    best: float
+    best_step: int
+    best_part: dict[str, Tensor]
+
+
+def refine(setup: Setup, journal: Journal, parts: Parts, how: Distill) -> tuple[str, dict[str, Any]]:
+    """Train, record the best state as the journal's step, and return its name and what the report says of it."""
+    if STEP in journal.entries:
+        return STEP, journal.entries[STEP]
+    assert setup.blocks is not None
+    teacher = build_model(setup.config, TensorReader(setup.checkpoint).tensor, setup.place.compute, setup.place.device)
+    trainee = make_trainee(setup, parts, how)
+    steps, batch = (
+        (how.steps, how.batch_size) if setup.place.device.type == "cuda" else (how.cpu_steps, how.cpu_batch_size)
+    )
+    held_out, train = setup.blocks.ids[-setup.held_out :], setup.blocks.ids[: -setup.held_out]
+    progress = _resume(journal, trainee)
+    if progress is None:
+        first = held_out_kl(setup, trainee.model, teacher, held_out)
+        progress = Progress(0, first, first, 0, snapshot(setup, trainee))
+    else:
+        setup.listener(Notice(f"continuing distillation at step {progress.step} of {steps}"))
+    order = sample_order(len(train), steps * batch)
+    saved = time.monotonic()
+    while progress.step < steps:
+        _set_rates(trainee, rate_at(progress.step, steps))
+        picked = order[progress.step * batch : (progress.step + 1) * batch]
+        loss = train_step(setup, trainee, teacher, train[picked])
+        progress.step += 1
+        if progress.step % max(1, steps // EVALUATIONS) == 0 or progress.step == steps:
+            _evaluate(setup, trainee, teacher, held_out, progress)
+        setup.listener(StepDone("distill", progress.step, steps, loss))
+        if time.monotonic() - saved > how.checkpoint_seconds and progress.step < steps:
+            journal.write_tensors(STATE, state_tensors(trainee, progress))
+            saved = time.monotonic()
+    facts = {"steps": steps, "batch_size": batch, "tokens": steps * batch * setup.blocks.ids.shape[1]}
+    facts |= {"held_out_kl_before": progress.first, "held_out_kl": progress.best, "kept_step": progress.best_step}
+    journal.record(STEP, progress.best_part, facts)
+    return STEP, facts
+
+
+def make_trainee(setup: Setup, parts: Parts, how: Distill) -> Trainee:
+    """The quantized model with its codes, scales and norms trainable, from the finished parts."""
+    reader, device = TensorReader(setup.checkpoint), setup.place.device
+
+    def tensor(name: str) -> Tensor:
+        changed = parts.changed(name)
+        return reader.tensor(name) if changed is None else changed
+
+    model = build_model(setup.config, tensor, setup.place.compute, device)
+    linears: dict[str, TrainedLinear] = {}
+    for name, scheme in setup.schemes.items():
+        if scheme is not None:
+            linears[name] = TrainedLinear(parts.quantized(name), _bias(model.linear(name)), scheme).to(device)
+            model.set_linear(name, linears[name])
+    norms = {}
+    for name in tensor_shapes(setup.config):
+        if name.endswith("norm.weight"):
+            module = model.norm if name == FINAL_NORM else model.get_submodule(_norm_path(name))
+            module.weight = nn.Parameter(tensor(name).to(device).float())
+            norms[name] = module.weight
+    groups = [
+        {"params": [linear.latent for linear in linears.values()]},
+        {"params": [linear.drift for linear in linears.values()]},
+        {"params": list(norms.values())},
+    ]
+    peaks = (how.code_rate, how.scale_rate, how.norm_rate)
+    return Trainee(model, linears, norms, torch.optim.Adam(groups, betas=(0.9, 0.95), eps=1e-10, fused=True), peaks)
+
+
+def train_step(setup: Setup, trainee: Trainee, teacher: CausalLM, ids: Tensor) -> float:
+    """One step on ids: [B, T], in micro-batches; returns the mean KL in nats a token."""
+    total = 0.0
+    micro = max(1, (4 * MICRO_TOKENS if setup.place.device.type == "cuda" else MICRO_TOKENS // 2) // ids.shape[1])
+    trainee.optimizer.zero_grad(set_to_none=True)
+    for part in ids.to(setup.place.device).split(micro):
+        share = len(part) / len(ids)
+        with torch.no_grad():
+            wanted = final_states(setup, teacher, part)
+        states = final_states(setup, trainee.model, part)
+        loss, grad = chunked_kl(states.detach(), wanted, _head(teacher), True)
+        assert grad is not None
+        states.backward(grad.to(states.dtype) * share)
+        total += float(loss) * share
+    trainee.optimizer.step()
+    return total
+
+
+@torch.no_grad()
+def held_out_kl(setup: Setup, student: CausalLM, teacher: CausalLM, ids: Tensor) -> float:
+    """Mean KL of the student from the teacher on ids: [S, T], nats a token."""
+    total = 0.0
+    for part in ids.to(setup.place.device).split(max(1, MICRO_TOKENS // ids.shape[1])):
+        states, wanted = final_states(setup, student, part), final_states(setup, teacher, part)
+        total += float(chunked_kl(states, wanted, _head(teacher), False)[0]) * len(part)
+    return total / len(ids)
+
+
+def final_states(setup: Setup, model: CausalLM, ids: Tensor) -> Tensor:
+    """States after the final norm for ids: [B, T], as [B*T, hidden] in the compute dtype."""
+    rope = model.rope.tables(torch.arange(ids.shape[1], device=ids.device))
+    with setup.place.forward():
+        x = model.embed_tokens(ids).float()
+        for layer, block in enumerate(model.blocks):
+            tables = rope if setup.config.uses_rope(layer) else None
+            x = block(x, tables, WideAttention(setup.config.layer_window(layer)))
+        return model.norm(x).flatten(0, 1).to(setup.place.compute)
+
+
+def sample_order(samples: int, count: int) -> Tensor:
+    """`count` sample numbers: whole passes over all samples, each in another seeded order."""
+    generator = torch.Generator().manual_seed(1)
+    passes = [torch.randperm(samples, generator=generator) for _ in range(-(-count // samples))]
+    return torch.cat(passes)[:count]
+
+
+def snapshot(setup: Setup, trainee: Trainee) -> dict[str, Tensor]:
+    """The student as a part: codes and scales of every linear, every norm in its stored dtype."""
+    norms = {name: norm.detach().to(TORCH_DTYPES[setup.checkpoint.tensors[name].dtype]) for name, norm in trainee.norms.items()}
+    return part_tensors({name: linear.quantized() for name, linear in trainee.linears.items()}, norms)
+
+
+def state_tensors(trainee: Trainee, progress: Progress) -> dict[str, Tensor]:
+    """Everything that a continued loop needs."""
+    scalars = [progress.step, progress.first, progress.best, progress.best_step]
+    tensors = {"progress": torch.tensor(scalars, dtype=torch.float64)}
+    tensors |= {f"best/{name}": tensor for name, tensor in progress.best_part.items()}
+    for name, parameter in trainee.parameters().items():
+        adam = trainee.optimizer.state[parameter]
+        tensors |= {f"value/{name}": parameter.detach().cpu(), f"count/{name}": adam["step"].cpu().reshape(1)}
+        tensors |= {f"mean/{name}": adam["exp_avg"].cpu(), f"square/{name}": adam["exp_avg_sq"].cpu()}
+    return tensors
+
+
+def _resume(journal: Journal, trainee: Trainee) -> Progress | None:
+    if not journal.path(STATE).exists():
+        return None
+    tensors = journal.tensors(STATE)
+    for name, parameter in trainee.parameters().items():
+        device = parameter.device
+        parameter.data.copy_(tensors[f"value/{name}"])
+        trainee.optimizer.state[parameter] = {
+            "step": tensors[f"count/{name}"].reshape(()).to(device),
+            "exp_avg": tensors[f"mean/{name}"].to(device),
+            "exp_avg_sq": tensors[f"square/{name}"].to(device),
+        }
+    step, first, best, best_step = tensors["progress"].tolist()
+    part = {name.removeprefix("best/"): t for name, t in tensors.items() if name.startswith("best/")}
+    return Progress(int(step), first, best, int(best_step), part)
+
+
+def _evaluate(setup: Setup, trainee: Trainee, teacher: CausalLM, held_out: Tensor, progress: Progress) -> None:
+    reached = held_out_kl(setup, trainee.model, teacher, held_out)
+    if reached < progress.best:
+        progress.best, progress.best_step, progress.best_part = reached, progress.step, snapshot(setup, trainee)
+
+
+def _set_rates(trainee: Trainee, share: float) -> None:
+    for group, peak in zip(trainee.optimizer.param_groups, trainee.peaks, strict=True):
+        group["lr"] = peak * share
+
+
+def _head(teacher: CausalLM) -> Tensor:
+    return teacher.lm_head.weight.detach()
+
+
+def _bias(linear: nn.Module) -> Tensor | None:
+    return linear.bias if isinstance(linear, nn.Linear) else None
+
+
+def _norm_path(name: str) -> str:
+    return name.removesuffix(".weight").replace("model.layers.", "blocks.", 1)

@@ -1,0 +1,95 @@
+"""Everything a run needs before its first block, gathered and checked: model, schemes, text, place, fingerprint.
+
+Reads the source once to fingerprint it; knows nothing about solving or writing.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from quantlab import __version__
+from quantlab.checkpoint.hf import HFCheckpoint, open_checkpoint
+from quantlab.checkpoint.reader import TORCH_DTYPES
+from quantlab.errors import OutputError
+from quantlab.events import Listener
+from quantlab.models.config import ModelConfig
+from quantlab.models.naming import EMBEDDING, tensor_shapes
+from quantlab.quant.data import Blocks, load_blocks
+from quantlab.quant.device import Place, choose_place, use_fast_products
+from quantlab.quant.journal import work_folder
+from quantlab.quant.options import QuantizeOptions
+from quantlab.quant.plan import assign_schemes
+from quantlab.recipe import Recipe, Rtn
+from quantlab.schemes import Scheme
+from quantlab.text import load_tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """A checked run; `blocks` is None for a recipe that needs no text."""
+
+    options: QuantizeOptions
+    checkpoint: HFCheckpoint
+    config: ModelConfig
+    schemes: dict[str, Scheme | None]
+    blocks: Blocks | None
+    place: Place
+    fingerprint: dict[str, str]
+    listener: Listener
+
+    @property
+    def held_out(self) -> int:
+        """Calibration samples that no solver sees: one in sixteen, at least one."""
+        assert self.blocks is not None
+        return max(1, len(self.blocks.ids) // 16)
+
+
+def prepare(options: QuantizeOptions, listener: Listener) -> Setup:
+    """Checks all that can be checked before work; raises a QuantlabError and writes nothing."""
+    use_fast_products()
+    check_output(options)
+    checkpoint = open_checkpoint(options.source)
+    config = ModelConfig.from_json(checkpoint.config, str(options.source / "config.json"))
+    checkpoint.check_tensors(tensor_shapes(config))
+    schemes = assign_schemes(options.recipe, config)
+    place = choose_place(options.device, TORCH_DTYPES[checkpoint.tensors[EMBEDDING].dtype])
+    blocks = None
+    if needs_text(options.recipe):
+        blocks = load_blocks(options.calibration, load_tokenizer(options.source))
+    print_ = fingerprint(options.recipe, checkpoint, blocks, place)
+    return Setup(options, checkpoint, config, schemes, blocks, place, print_, listener)
+
+
+def needs_text(recipe: Recipe) -> bool:
+    """Whether any pass looks at calibration text."""
+    return not all(isinstance(p, Rtn) and p.grid != "hessian" for p in recipe.passes)
+
+
+def fingerprint(recipe: Recipe, checkpoint: HFCheckpoint, blocks: Blocks | None, place: Place) -> dict[str, str]:
+    """What the output depends on, by name; a run may be continued only if all of it is unchanged."""
+    name = torch.cuda.get_device_name(place.device) if place.device.type == "cuda" else "cpu"
+    return {
+        "quantlab": __version__,
+        "torch": str(torch.__version__),
+        "device": f"{name} {str(place.compute).removeprefix('torch.')}",
+        "source": checkpoint.fingerprint(),
+        "recipe": digest(recipe.model_dump(mode="json", by_alias=True)),
+        "calibration": "none" if blocks is None else blocks.digest,
+    }
+
+
+def digest(value: object) -> str:
+    """sha256 of `value` as canonical JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def check_output(options: QuantizeOptions) -> None:
+    """Raises OutputError for an `out` that exists, unless it may be replaced."""
+    out: Path = options.out
+    if (out.exists() or out.is_symlink()) and not options.force:
+        fix = "--force to replace it, or another --out"
+        raise OutputError("exists already", where=str(out), fix=fix)
+    assert work_folder(out) != out
