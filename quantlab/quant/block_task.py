@@ -53,7 +53,7 @@ def install(task: BlockTask, name: str, q: QuantizedWeight, scheme: Scheme) -> N
     task.solved[name] = q
     parent, _, child = name.rpartition(".")
     linear = task.block.get_submodule(name)
-    setattr(task.block.get_submodule(parent), child, quantized_linear(q, scheme, linear.bias, task.place))
+    setattr(task.block.get_submodule(parent), child, quantized_linear(q, scheme, bias_of(linear), task.place))
 
 
 def quantized_linear(q: QuantizedWeight, scheme: Scheme, bias: Tensor | None, place: Place) -> nn.Module:
@@ -62,10 +62,24 @@ def quantized_linear(q: QuantizedWeight, scheme: Scheme, bias: Tensor | None, pl
         return W8A8Linear(q, bias)
     linear = nn.Linear(q.codes.shape[1], q.codes.shape[0], bias=False, device="meta")
     linear.weight = nn.Parameter(dequantize(q).to(place.compute), requires_grad=False)
-    linear.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+    linear.register_parameter("bias", None if bias is None else nn.Parameter(bias.detach(), requires_grad=False))
     return linear
 
 
 def group_rows(block: DecoderBlock, names: tuple[str, ...]) -> list[int]:
     """Output features of each of the linears `names` of a block that are not quantized yet."""
-    return [block.get_submodule(name).weight.shape[0] for name in names]
+    return [weight_of(block.get_submodule(name)).shape[0] for name in names]
+
+
+def weight_of(module: nn.Module) -> Tensor:
+    """The weight of a norm, or of a linear that is not quantized to INT8 activations."""
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return weight.data
+
+
+def bias_of(linear: nn.Module) -> Tensor | None:
+    """The bias of any kind of linear, or None."""
+    bias = linear.bias
+    assert bias is None or isinstance(bias, Tensor)
+    return bias

@@ -4,6 +4,7 @@ Knows nothing about how a block is quantized; a finished block is replayed, bit 
 """
 
 import time
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 from torch import Tensor
@@ -27,7 +28,7 @@ from quantlab.recipe import Gptq, Rounding
 class StageClock(Protocol):
     """Counts time under a stage's name."""
 
-    def stage(self, name: str):
+    def stage(self, name: str) -> AbstractContextManager[None]:
         """A context whose time is counted under `name`."""
 
 

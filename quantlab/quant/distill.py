@@ -4,6 +4,8 @@ Knows nothing about files, recipes or how the codes were first chosen; `refine` 
 checkpoints, this module one step's mathematics.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -11,6 +13,8 @@ from torch.nn import functional as F
 from quantlab.schemes import Scheme
 from quantlab_kernels.layout import QuantizedWeight
 from quantlab_kernels.ref import quantize_per_token
+
+Gradients = tuple[Tensor, Tensor, None, None, None]
 
 # Logits of this many elements at a time: 16 Mi fp32 elements are 64 MiB.
 LOGIT_ELEMENTS = 1 << 24
@@ -20,7 +24,9 @@ class RoundedWeight(torch.autograd.Function):
     """(clip(round(latent)) - zero) * scale with a straight-through gradient (Bengio et al., arXiv 1308.3432)."""
 
     @staticmethod
-    def forward(ctx, latent: Tensor, scales: Tensor, zeros: Tensor | None, limits: tuple[int, int], dtype: torch.dtype):
+    def forward(
+        ctx: Any, latent: Tensor, scales: Tensor, zeros: Tensor | None, limits: tuple[int, int], dtype: torch.dtype
+    ) -> Tensor:
         """latent: [N, K] fp32 in code units; scales: [N, G] fp32; zeros: [N, G] or None -> weight [N, K] of `dtype`."""
         low, high = limits
         level = latent.round().clamp_(low, high).unflatten(1, (scales.shape[1], -1))
@@ -31,7 +37,7 @@ class RoundedWeight(torch.autograd.Function):
         return (level * scales[..., None]).flatten(1).to(dtype)
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> Gradients:
         """Codes pass the gradient where the latent lies inside the code range; scales take the sum over their group."""
         latent, scales, level = ctx.saved_tensors
         low, high = ctx.limits
@@ -46,6 +52,9 @@ class TrainedLinear(nn.Module):
 
     def __init__(self, q: QuantizedWeight, bias: Tensor | None, scheme: Scheme):
         super().__init__()
+        self.start: Tensor
+        self.zeros: Tensor | None
+        self.bias: Tensor | None
         scales, zeros = q.scales, q.zeros
         self.latent = nn.Parameter(q.codes.float())
         self.drift = nn.Parameter(torch.zeros_like(scales, dtype=torch.float32))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from quantlab.quant import awq, folds, smoothquant
-from quantlab.quant.block_task import BlockTask, install
+from quantlab.quant.block_task import BlockTask, bias_of, install, weight_of
 from quantlab.quant.solver import Problem
 from quantlab.quant.stats import Moments
 from quantlab.recipe import Awq, SmoothQuant
@@ -64,12 +64,13 @@ def apply_fold(task: BlockTask, fold: Fold) -> None:
         return
     name = FEEDERS[fold.stage]
     linear = task.block.get_submodule(name)
-    if getattr(linear, "bias", None) is not None:
-        linear.bias.data = folds.divide_rows(linear.bias.data, fold.inverse)
-        task.changed[f"{name}.bias"] = linear.bias.data
+    bias = bias_of(linear)
+    if bias is not None:
+        bias.data = folds.divide_rows(bias.data, fold.inverse)
+        task.changed[f"{name}.bias"] = bias.data
     if name not in task.solved:
-        linear.weight.data = folds.divide_rows(linear.weight.data, fold.inverse)
-        task.changed[f"{name}.weight"] = linear.weight.data
+        linear.weight.data = folds.divide_rows(weight_of(linear), fold.inverse)
+        task.changed[f"{name}.weight"] = weight_of(linear)
         return
     q = task.solved[name]
     divided = QuantizedWeight(q.codes, folds.divide_rows(q.scales, fold.inverse), q.zeros, q.group_size)
@@ -87,7 +88,7 @@ def _strengths(how: SmoothQuant) -> tuple[float, ...]:
 def _realize(task: BlockTask, stage: int, scales: Tensor) -> tuple[Tensor, Tensor]:
     """The scales that the source can take, as (columns, inverse)."""
     if FOLD_SOURCES[stage] == "norm":
-        inverse, columns = folds.fold_into_norm(task.block.get_submodule(NORMS[stage]).weight.data, scales)
+        inverse, columns = folds.fold_into_norm(weight_of(task.block.get_submodule(NORMS[stage])), scales)
         return columns, inverse
     config = task.config
     shared = folds.per_kv_channel(scales, config.num_heads, config.num_kv_heads) if stage == 1 else scales
@@ -97,7 +98,7 @@ def _realize(task: BlockTask, stage: int, scales: Tensor) -> tuple[Tensor, Tenso
 
 def _exactly_dividable(task: BlockTask, name: str, scales: Tensor) -> Tensor:
     linear = task.block.get_submodule(name)
-    stored = task.solved[name].scales if name in task.solved else linear.weight.data
+    stored = task.solved[name].scales if name in task.solved else weight_of(linear)
     scales = folds.dividable(stored, scales)
-    bias = getattr(linear, "bias", None)
+    bias = bias_of(linear)
     return scales if bias is None else folds.dividable(bias.data[:, None], scales)

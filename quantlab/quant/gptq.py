@@ -68,14 +68,21 @@ def solve(
     for start in range(0, len(wt), block_size):
         stop = min(start + block_size, len(wt))
         target = wt[start:stop] + feedback[:start, start:stop].t() @ errors[:start]
-        _solve_block(start, stop, (wt, target, st, zt), feedback, errors, codes, scheme)
+        _solve_block((start, stop), (wt, target, st, zt), feedback, errors, codes, scheme)
     out = torch.empty_like(codes)
     out[order] = codes
     return out.t().to(torch.int8).contiguous()
 
 
-def _solve_block(start, stop, columns, feedback, errors, codes, scheme: Scheme) -> None:
-    wt, target, st, zt = columns
+def _solve_block(
+    span: tuple[int, int],
+    columns: tuple[Tensor, Tensor, Tensor, Tensor | None],
+    feedback: Tensor,
+    errors: Tensor,
+    codes: Tensor,
+    scheme: Scheme,
+) -> None:
+    (start, stop), (wt, target, st, zt) = span, columns
     inner = feedback[start:stop, start:stop].t().contiguous()
     for i in range(start, stop):
         j = i - start
@@ -126,15 +133,21 @@ def descend(
     for start in range(0, columns, block):
         stop = min(start + block, columns)
         group = start // width
-        _descend_block(start, stop, (qt, lt, et), (st[group].float(), None if zt is None else zt[group]), h, scheme)
+        grid = (st[group].float(), None if zt is None else zt[group])
+        _descend_block((start, stop), (qt, lt, et), grid, h, scheme)
         if stop % width == 0:
             _refit_scale(slice(stop - width, stop), (lt, et), st, group, h)
     return qt.t().to(torch.int8).contiguous(), st.t().contiguous()
 
 
-def _descend_block(start, stop, rows, grid, h, scheme: Scheme) -> None:
-    qt, lt, et = rows
-    scale, zero = grid
+def _descend_block(
+    span: tuple[int, int],
+    rows: tuple[Tensor, Tensor, Tensor],
+    grid: tuple[Tensor, Tensor | None],
+    h: Tensor,
+    scheme: Scheme,
+) -> None:
+    (start, stop), (qt, lt, et), (scale, zero) = span, rows, grid
     product = h[start:stop] @ et  # (E H) of this block's columns, kept current below
     inner, inverse = h[start:stop, start:stop], 1.0 / h.diagonal()[start:stop]
     for i in range(start, stop):
@@ -148,7 +161,7 @@ def _descend_block(start, stop, rows, grid, h, scheme: Scheme) -> None:
         product -= inner[j][:, None] * change
 
 
-def _refit_scale(columns: slice, rows, st: Tensor, group: int, h: Tensor) -> None:
+def _refit_scale(columns: slice, rows: tuple[Tensor, Tensor], st: Tensor, group: int, h: Tensor) -> None:
     lt, et = rows
     level, old = lt[columns], st[group]
     gradient = (level * (h[columns] @ et)).sum(0)  # -1/2 d objective / d scale

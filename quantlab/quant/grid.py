@@ -75,7 +75,7 @@ def decode(codes: Tensor, scales: Tensor, zeros: Tensor | None) -> Tensor:
     return levels(codes, zeros) * spread_groups(scales, codes.shape[1])
 
 
-def _search_rows(w: Tensor, importance: Tensor | None, scheme: Scheme, dtype: torch.dtype):
+def _search_rows(w: Tensor, importance: Tensor | None, scheme: Scheme, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     w3 = grouped(w, scheme)
     weight = torch.ones_like(w3[:1]) if importance is None else grouped(importance[None], scheme)
     low, high = w3.amin(-1), w3.amax(-1)
@@ -97,7 +97,9 @@ def _search_rows(w: Tensor, importance: Tensor | None, scheme: Scheme, dtype: to
     return best_scale, best_zero
 
 
-def _candidate(low: Tensor, high: Tensor, shrink: float, scheme: Scheme, dtype: torch.dtype):
+def _candidate(
+    low: Tensor, high: Tensor, shrink: float, scheme: Scheme, dtype: torch.dtype
+) -> tuple[Tensor, Tensor | None]:
     if scheme.symmetric:
         extreme = torch.where(high > -low, -high, -low)  # the larger side is mapped to code_min
         return _stored(extreme * (shrink / -scheme.code_min), dtype), None

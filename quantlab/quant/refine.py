@@ -15,6 +15,7 @@ from quantlab.checkpoint.reader import TORCH_DTYPES, TensorReader
 from quantlab.events import Notice, StepDone
 from quantlab.models.decoder import CausalLM, build_model
 from quantlab.models.naming import FINAL_NORM, tensor_shapes
+from quantlab.quant.block_task import weight_of
 from quantlab.quant.distill import TrainedLinear, chunked_kl, rate_at
 from quantlab.quant.journal import Journal
 from quantlab.quant.parts import Parts, part_tensors
@@ -84,7 +85,7 @@ def refine(setup: Setup, journal: Journal, parts: Parts, how: Distill) -> tuple[
         if time.monotonic() - saved > how.checkpoint_seconds and progress.step < steps:
             journal.write_tensors(STATE, state_tensors(trainee, progress))
             saved = time.monotonic()
-    facts = {"steps": steps, "batch_size": batch, "tokens": steps * batch * setup.blocks.ids.shape[1]}
+    facts: dict[str, Any] = {"steps": steps, "batch_size": batch, "tokens": steps * batch * setup.blocks.ids.shape[1]}
     facts |= {"held_out_kl_before": progress.first, "held_out_kl": progress.best, "kept_step": progress.best_step}
     journal.record(STEP, progress.best_part, facts)
     return STEP, facts
@@ -167,7 +168,8 @@ def sample_order(samples: int, count: int) -> Tensor:
 
 def snapshot(setup: Setup, trainee: Trainee) -> dict[str, Tensor]:
     """The student as a part: codes and scales of every linear, every norm in its stored dtype."""
-    norms = {name: norm.detach().to(TORCH_DTYPES[setup.checkpoint.tensors[name].dtype]) for name, norm in trainee.norms.items()}
+    stored = {name: TORCH_DTYPES[setup.checkpoint.tensors[name].dtype] for name in trainee.norms}
+    norms = {name: norm.detach().to(stored[name]) for name, norm in trainee.norms.items()}
     return part_tensors({name: linear.quantized() for name, linear in trainee.linears.items()}, norms)
 
 
@@ -212,7 +214,7 @@ def _set_rates(trainee: Trainee, share: float) -> None:
 
 
 def _head(teacher: CausalLM) -> Tensor:
-    return teacher.lm_head.weight.detach()
+    return weight_of(teacher.lm_head)
 
 
 def _bias(linear: nn.Module) -> Tensor | None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from quantlab.events import Notice, StepDone
 from quantlab.models.layers import DecoderBlock
 from quantlab.models.rope import block_rope
-from quantlab.quant.block_task import BlockTask, install
+from quantlab.quant.block_task import BlockTask, bias_of, install
 from quantlab.quant.blockwise import Streams
 from quantlab.quant.distill import TrainedLinear, rate_at
 from quantlab.quant.stages import WideAttention
@@ -49,7 +49,7 @@ def _make_trainable(task: BlockTask) -> dict[str, TrainedLinear]:
     for name, q in task.solved.items():
         scheme, parent = task.schemes[name], task.block.get_submodule(name.rpartition(".")[0])
         assert scheme is not None
-        trained[name] = TrainedLinear(q, task.block.get_submodule(name).bias, scheme).to(task.place.device)
+        trained[name] = TrainedLinear(q, bias_of(task.block.get_submodule(name)), scheme).to(task.place.device)
         setattr(parent, name.rpartition(".")[2], trained[name])
     return trained
 

@@ -50,7 +50,7 @@ def quantize_checkpoint(options: QuantizeOptions, listener: Listener) -> Result:
         setup = prepare(options, listener)
     with open_journal(work_folder(options.out), setup.fingerprint, options.restart) as journal:
         steps = quantize_blocks(setup, journal, clock)
-        stages = {}
+        stages: dict[str, object] = {}
         distill = next((p for p in options.recipe.passes if isinstance(p, Distill)), None)
         if distill is not None:
             with clock.stage("distill"):

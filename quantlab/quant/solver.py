@@ -15,6 +15,9 @@ from quantlab.schemes import Scheme
 from quantlab_kernels.layout import QuantizedWeight
 from quantlab_kernels.ref import quantize_per_token
 
+# Codes [N, K] int8, scales [N, G], zero points [N, G] or None.
+Chosen = tuple[Tensor, Tensor, Tensor | None]
+
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:
@@ -77,7 +80,7 @@ class Solution:
 def solve_problem(problem: Problem, how: Gptq | Rtn, held_out: HeldOut | None) -> Solution:
     """The codes of `problem` by the pass `how`; raises SolveError if its Hessian cannot be factorized."""
     if isinstance(how, Rtn):
-        return _measured(problem, held_out, *_rounded(problem, how.grid), f"rtn-{how.grid}", 0.0, 0)
+        return _measured(problem, held_out, _rounded(problem, how.grid), f"rtn-{how.grid}")
     assert problem.hessian is not None, "gptq needs calibration"
     factor = factorize(problem.hessian, how.damping, how.activation_order)
     w, scheme = problem.w, problem.scheme
@@ -90,12 +93,12 @@ def solve_problem(problem: Problem, how: Gptq | Rtn, held_out: HeldOut | None) -
         damped.diagonal().add_(factor.damping * damped.diagonal().mean())
         for _ in range(how.descent_rounds):
             codes, scales = descend(w, damped, codes, scales, zeros, scheme)
-    return _measured(problem, held_out, codes, scales, zeros, _label(how), factor.damping, factor.retries)
+    return _measured(problem, held_out, (codes, scales, zeros), _label(how), factor.damping, factor.retries)
 
 
 def plain_rounding(problem: Problem, held_out: HeldOut | None) -> Solution:
     """Round to nearest at absmax: what every other solution has to beat."""
-    return _measured(problem, held_out, *_rounded(problem, "absmax"), "rtn", 0.0, 0)
+    return _measured(problem, held_out, _rounded(problem, "absmax"), "rtn")
 
 
 def better_rows(solution: Solution, plain: Solution, modules: list[slice]) -> tuple[Solution, list[bool]]:
@@ -104,12 +107,11 @@ def better_rows(solution: Solution, plain: Solution, modules: list[slice]) -> tu
     if all(kept):
         return solution, kept
     parts = [(solution if keep else plain, rows) for keep, rows in zip(kept, modules, strict=True)]
-    merged = {
-        name: torch.cat([getattr(source, name)[rows] for source, rows in parts])
-        for name in ("codes", "scales", "errors")
-    }
+    codes = torch.cat([source.codes[rows] for source, rows in parts])
+    scales = torch.cat([source.scales[rows] for source, rows in parts])
+    errors = torch.cat([source.errors[rows] for source, rows in parts])
     zeros = None if solution.zeros is None else torch.cat([s.zeros[rows] for s, rows in parts])  # type: ignore[index]
-    return replace(solution, **merged, zeros=zeros), kept
+    return replace(solution, codes=codes, scales=scales, zeros=zeros, errors=errors), kept
 
 
 def _params(problem: Problem, grid: str) -> tuple[Tensor, Tensor | None]:
@@ -122,12 +124,15 @@ def _params(problem: Problem, grid: str) -> tuple[Tensor, Tensor | None]:
     return searched_params(problem.w, importance, problem.scheme, problem.scale_dtype)
 
 
-def _rounded(problem: Problem, grid: str) -> tuple[Tensor, Tensor, Tensor | None]:
+def _rounded(problem: Problem, grid: str) -> Chosen:
     scales, zeros = _params(problem, grid)
     return nearest_codes(problem.w, scales, zeros, problem.scheme), scales, zeros
 
 
-def _measured(problem, held_out, codes, scales, zeros, method, damping, retries) -> Solution:
+def _measured(
+    problem: Problem, held_out: HeldOut | None, chosen: Chosen, method: str, damping: float = 0.0, retries: int = 0
+) -> Solution:
+    codes, scales, zeros = chosen
     rounded = decode(codes, scales, zeros)
     if held_out is None:
         errors, energies = (rounded - problem.w).square().sum(1), problem.w.square().sum(1)
