@@ -40,6 +40,7 @@ LIGHT = (
     "quantlab.errors", "quantlab.log", "quantlab.schemes", "quantlab.events", "quantlab.recipe", "quantlab.recipe_file",
     "quantlab.models.config", "quantlab.models.naming", "quantlab.checkpoint.header", "quantlab.checkpoint.hf",
     "quantlab.checkpoint.schema", "quantlab.checkpoint.sizes", "quantlab.quant.options", "quantlab.quant.plan",
+    "quantlab.quant.work",
     "quantlab.cli.app",
 )  # fmt: skip
 HEAVY = {"torch", "transformers", "datasets", "numpy", "safetensors", "pyarrow", "triton"}

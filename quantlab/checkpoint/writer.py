@@ -88,16 +88,19 @@ def new_file(path: Path) -> Iterator[io.FileIO]:
 def publish(tmp: Path, final: Path, force: bool) -> None:
     """Renames the finished folder `tmp` to `final` (same parent), durably.
 
-    An existing `final` is refused unless `force`; then it is moved aside, and removed only when the new one stands.
+    An existing `final` is refused unless `force`; then it is moved aside, next to `tmp`, and removed only when the new
+    one stands; what a run that was cut off in between has moved there is removed too.
     Raises OutputError, leaving the old `final` in place.
     """
     sync_tree(tmp)
-    old = final.with_name(f".{final.name}.replaced-{os.getpid()}")
+    old = tmp.with_name(f"{tmp.name}.replaced")
     replaces = final.exists() or final.is_symlink()
     with disk_errors(final):
         if replaces:
             if not force:
                 raise OSError(errno.ENOTEMPTY, "exists")
+            if old.exists() or old.is_symlink():
+                remove_tree(old)
             os.rename(final, old)
         try:
             os.rename(tmp, final)

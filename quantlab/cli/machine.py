@@ -51,7 +51,7 @@ def examine() -> list[Finding]:
     """Every finding, most basic first; imports torch where it is installed."""
     findings = [python()]
     findings += [package(name) for name in REQUIRED]
-    findings += [extra("compressed-tensors", "interop", "transformers cannot load the output on this machine")]
+    findings += [extra("compressed-tensors", "0.17.1", "transformers cannot load the output on this machine")]
     findings += [gpu(_torch()), cpu(), ram(), disk()]
     return findings
 
@@ -78,12 +78,12 @@ def package(name: str, lookup: Callable[[str], str] = version) -> Finding:
     return Finding(name, "ok", found)
 
 
-def extra(name: str, group: str, cost: str, lookup: Callable[[str], str] = version) -> Finding:
+def extra(name: str, lowest: str, cost: str, lookup: Callable[[str], str] = version) -> Finding:
     """One optional package."""
     try:
         return Finding(name, "ok", lookup(name))
     except PackageNotFoundError:
-        return Finding(name, "note", "not installed", cost, f"pip install 'quantlab[{group}]'")
+        return Finding(name, "note", "not installed", cost, f"pip install '{name}>={lowest}'")
 
 
 def numbers(text: str) -> tuple[int, ...]:

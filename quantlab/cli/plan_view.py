@@ -11,6 +11,7 @@ from rich.table import Table
 from quantlab.cli.console import data_console, human_bytes, human_count, human_seconds, plain_table, print_json
 from quantlab.quant.options import QuantizeOptions, Result
 from quantlab.quant.plan import Plan, PlannedModule, describe
+from quantlab.quant.work import REPORT_FILE, timings_file
 
 
 def show_plan(plan: Plan, options: QuantizeOptions, as_json: bool) -> None:
@@ -41,7 +42,7 @@ def show_result(result: Result, plan: Plan, as_json: bool) -> None:
     table.add_row("size", _shrunk(result.bytes, plan.source_bytes))
     table.add_row("bits per weight", f"{result.bits_per_weight:.3f} in {result.modules} modules")
     table.add_row("time", human_seconds(result.seconds))
-    table.add_row("report", escape(f"{result.out}/quantlab_report.json"))
+    table.add_row("report", escape(f"{result.out}/{REPORT_FILE}"))
     data_console().print(table)
 
 
@@ -77,7 +78,8 @@ def result_json(result: Result, plan: Plan) -> dict[str, Any]:
         "bytes": result.bytes,
         "source_bytes": plan.source_bytes,
         "seconds": result.seconds,
-        "report": str(result.out / "quantlab_report.json"),
+        "report": str(result.out / REPORT_FILE),
+        "timings": str(timings_file(result.out)),
     }
 
 

@@ -15,6 +15,7 @@ from quantlab.errors import CalibrationError, CheckpointError, OutputError, Usag
 from quantlab.models.config import ModelConfig
 from quantlab.quant.options import DEFAULT_SAMPLES, DEFAULT_SEQ_LEN, CalibrationSpec
 from quantlab.quant.plan import has_gpu
+from quantlab.quant.work import published_by
 from quantlab.recipe import Recipe
 from quantlab.recipe_file import builtin, for_quality, load_recipe, regroup
 from quantlab.schemes import SchemeName
@@ -92,15 +93,19 @@ def check_device(device: str) -> None:
         raise UsageError(f"'{device}' needs a GPU, and this machine has none", where="--device", fix="quantlab doctor")
 
 
-def check_out(source: Path, out: Path, force: bool) -> None:
-    """Raises OutputError if `out` cannot be made, or UsageError if it would touch the source."""
+def check_out(source: Path, out: Path, force: bool, restart: bool = False) -> None:
+    """Raises OutputError if `out` cannot be made, or UsageError if it would touch the source.
+
+    An `out` that exists is let through with `force`, or where a run that put it in place was cut off before it could
+    tidy up: whether it was this very run is for the run to find out.
+    """
     here, there = source.resolve(), out.resolve()
     if there == here or there in here.parents or here in there.parents:
         raise UsageError(f"'{out}' and the source '{source}' must lie apart", where="--out")
     if out.exists() or out.is_symlink():
-        if not force:
+        if not force and (restart or published_by(out) is None):
             raise OutputError("exists already", where=str(out), fix="another --out, or --force to replace it")
-        if not _is_replaceable(out):
+        if force and not _is_replaceable(out):
             raise OutputError("is not a checkpoint folder, so --force will not remove it", where=str(out))
     parent = _existing_parent(there)
     if not parent.is_dir():

@@ -63,7 +63,7 @@ def command(
     target = out or Path(f"{model.resolve().name}-{chosen.scheme}")
     options = QuantizeOptions(model, target, chosen, spec, device, max_shard_size, force, restart)
     if out is not None:
-        check_out(model, out, force)
+        check_out(model, out, force, restart)
     plan = make_plan(checkpoint, config, chosen, options)
     if dry_run:
         show_plan(plan, options, json)

@@ -20,14 +20,9 @@ from quantlab.checkpoint.reader import TORCH_DTYPES, read_tensor
 from quantlab.checkpoint.sizes import plan_shards
 from quantlab.checkpoint.writer import disk_errors, remove_tree, sync_folder, write_shard
 from quantlab.errors import OutputError, ResumeMismatch
+from quantlab.quant.work import JOURNAL
 
-JOURNAL = "journal.jsonl"
 SAFETENSORS_DTYPES = {torch_dtype: name for name, torch_dtype in TORCH_DTYPES.items() if name in DTYPE_BYTES}
-
-
-def work_folder(out: Path) -> Path:
-    """Where the run that makes `out` keeps its journal: beside it, so that the last step is a rename."""
-    return out.with_name(f".{out.name}.quantlab")
 
 
 class Journal:
@@ -40,6 +35,10 @@ class Journal:
     def record(self, step: str, tensors: Mapping[str, Tensor], facts: dict[str, Any]) -> None:
         """Make `step` durable: its tensors first, then the line that says so."""
         self.write_tensors(step, tensors)
+        self.note(step, facts)
+
+    def note(self, step: str, facts: dict[str, Any]) -> None:
+        """Make a step without tensors durable."""
         _append(self.folder / JOURNAL, {"step": step, **facts})
         self.entries[step] = facts
 
@@ -64,7 +63,8 @@ class Journal:
         return self.folder / f"{step}.safetensors"
 
     def remove(self) -> None:
-        """Delete the folder: the run is over."""
+        """Delete the folder, the journal last, since it says what the rest is: the run is over."""
+        _clear(self.folder, ("lock", JOURNAL))
         with disk_errors(self.folder):
             remove_tree(self.folder)
 
@@ -82,7 +82,8 @@ def open_journal(folder: Path, fingerprint: dict[str, str], restart: bool) -> It
     with lock:
         _lock(lock.fileno(), folder)
         if restart:
-            _clear(folder)
+            with disk_errors(folder):
+                (folder / JOURNAL).unlink(missing_ok=True)  # first: a line must never outlive its tensors
         entries = _read(folder / JOURNAL)
         begun = entries.pop("fingerprint", None)
         if begun is None:
@@ -108,10 +109,10 @@ def _lock(descriptor: int, folder: Path) -> None:
         raise OutputError(message, where=str(folder), fix="wait for it, or another --out") from error
 
 
-def _clear(folder: Path) -> None:
+def _clear(folder: Path, spare: tuple[str, ...] = ("lock",)) -> None:
     with disk_errors(folder):
         for path in folder.iterdir():
-            if path.name != "lock":
+            if path.name not in spare:
                 remove_tree(path)
 
 

@@ -19,9 +19,9 @@ from quantlab.models.config import ModelConfig
 from quantlab.models.naming import EMBEDDING, tensor_shapes
 from quantlab.quant.data import Blocks, load_blocks
 from quantlab.quant.device import Place, choose_place, use_fast_products
-from quantlab.quant.journal import work_folder
 from quantlab.quant.options import QuantizeOptions
 from quantlab.quant.plan import assign_schemes
+from quantlab.quant.work import published_by
 from quantlab.recipe import Recipe, Rtn
 from quantlab.schemes import Scheme
 from quantlab.text import load_tokenizer
@@ -29,7 +29,10 @@ from quantlab.text import load_tokenizer
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """A checked run; `blocks` is None for a recipe that needs no text."""
+    """A checked run; `blocks` is None for a recipe that needs no text.
+
+    `published` means that `out` is this very run's, which was cut off before it could tidy up.
+    """
 
     options: QuantizeOptions
     checkpoint: HFCheckpoint
@@ -39,6 +42,7 @@ class Setup:
     place: Place
     fingerprint: dict[str, str]
     listener: Listener
+    published: bool = False
 
     @property
     def held_out(self) -> int:
@@ -60,7 +64,10 @@ def prepare(options: QuantizeOptions, listener: Listener) -> Setup:
     if needs_text(options.recipe):
         blocks = load_blocks(options.calibration, load_tokenizer(options.source))
     print_ = fingerprint(options.recipe, checkpoint, blocks, place)
-    return Setup(options, checkpoint, config, schemes, blocks, place, print_, listener)
+    published = is_published(options, print_)
+    if options.out.exists() and not (options.force or published):
+        raise _exists(options.out)
+    return Setup(options, checkpoint, config, schemes, blocks, place, print_, listener, published)
 
 
 def needs_text(recipe: Recipe) -> bool:
@@ -87,9 +94,23 @@ def digest(value: object) -> str:
 
 
 def check_output(options: QuantizeOptions) -> None:
-    """Raises OutputError for an `out` that exists, unless it may be replaced."""
-    out: Path = options.out
-    if (out.exists() or out.is_symlink()) and not options.force:
-        fix = "--force to replace it, or another --out"
-        raise OutputError("exists already", where=str(out), fix=fix)
-    assert work_folder(out) != out
+    """Raises OutputError for an `out` that exists, unless it may be replaced, or a run of it may have to tidy up."""
+    out = options.out
+    if (out.exists() or out.is_symlink()) and not options.force and (options.restart or published_by(out) is None):
+        raise _exists(out)
+
+
+def is_published(options: QuantizeOptions, print_: dict[str, str]) -> bool:
+    """Whether `out` is what these options with the fingerprint `print_` make, put in place by a run that was cut off.
+
+    Never so when it is to be replaced or begun anew.
+    """
+    noted = None if options.force or options.restart else published_by(options.out)
+    return noted is not None and (noted.get("fingerprint"), noted.get("max_shard_size")) == (
+        print_,
+        options.max_shard_size,
+    )
+
+
+def _exists(out: Path) -> OutputError:
+    return OutputError("exists already", where=str(out), fix="--force to replace it, or another --out")

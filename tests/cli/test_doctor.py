@@ -56,9 +56,9 @@ def test_a_version_outside_the_tested_range_is_noted() -> None:
     assert machine.package("torch", lambda name: "2.9.1").status == "note"
 
 
-def test_a_missing_extra_names_the_extra() -> None:
-    finding = machine.extra("compressed-tensors", "interop", "no check", absent)
-    assert (finding.status, finding.fix) == ("note", "pip install 'quantlab[interop]'")
+def test_a_missing_extra_names_its_package() -> None:
+    finding = machine.extra("compressed-tensors", "0.17.1", "no check", absent)
+    assert (finding.status, finding.fix) == ("note", "pip install 'compressed-tensors>=0.17.1'")
 
 
 def test_gpus_are_listed_with_memory() -> None:

@@ -47,7 +47,7 @@ def test_json_is_one_object_on_stdout(cli: Any, model: Path, stand_in: Any) -> N
     assert len(ran.out.splitlines()) == 1
     told = json.loads(ran.out)
     assert (told["out"], told["modules"], told["bytes"]) == ("out", 14, 123_456)
-    assert told["report"] == "out/quantlab_report.json"
+    assert (told["report"], told["timings"]) == ("out/quantlab_report.json", "out.timings.json")
 
 
 def test_every_option_reaches_the_run(cli: Any, model: Path, stand_in: Any, here: Path) -> None:
