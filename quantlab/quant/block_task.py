@@ -22,7 +22,11 @@ from quantlab_kernels.ref import dequantize
 
 @dataclass(slots=True)
 class BlockTask:
-    """A block to quantize: `block` is changed in place, `exact` stays 16-bit (None when nothing compares with it)."""
+    """A block to quantize: `block` is changed in place, `exact` stays 16-bit (None when nothing compares with it).
+
+    stored: the dtype of each of the block's tensors in the checkpoint, which the output keeps; it may be narrower than
+    the one that the block is run in.
+    """
 
     config: ModelConfig
     layer: int
@@ -31,11 +35,16 @@ class BlockTask:
     schemes: dict[str, Scheme | None]
     recipe: Recipe
     place: Place
-    scale_dtype: torch.dtype
+    stored: dict[str, torch.dtype]
     listener: Listener
     solved: dict[str, QuantizedWeight] = field(default_factory=dict)
     changed: dict[str, Tensor] = field(default_factory=dict)
     rows: list[ModuleRow] = field(default_factory=list)
+
+    @property
+    def scale_dtype(self) -> torch.dtype:
+        """The dtype of scales on disk: that of the weights."""
+        return self.stored["self_attn.q_proj.weight"]
 
     @property
     def solver(self) -> Gptq | Rtn:

@@ -110,7 +110,7 @@ def _task(setup: Setup, layer: int) -> BlockTask:
         schemes={name: setup.schemes[prefix + name] for name in names},
         recipe=setup.options.recipe,
         place=place,
-        scale_dtype=TORCH_DTYPES[setup.checkpoint.tensors[f"{prefix}self_attn.q_proj.weight"].dtype],
+        stored={name: TORCH_DTYPES[setup.checkpoint.tensors[prefix + name].dtype] for name in weights},
         listener=setup.listener,
     )
 

@@ -60,17 +60,17 @@ def apply_fold(task: BlockTask, fold: Fold) -> None:
     if fold.source == "norm":
         name = f"{NORMS[fold.stage]}.weight"
         task.changed[name] = fold.inverse
-        task.block.get_submodule(NORMS[fold.stage]).weight.data = fold.inverse
+        task.block.get_submodule(NORMS[fold.stage]).weight.data = fold.inverse.to(task.place.compute)
         return
     name = FEEDERS[fold.stage]
     linear = task.block.get_submodule(name)
     bias = bias_of(linear)
     if bias is not None:
         bias.data = folds.divide_rows(bias.data, fold.inverse)
-        task.changed[f"{name}.bias"] = bias.data
+        task.changed[f"{name}.bias"] = bias.data.to(task.stored[f"{name}.bias"])
     if name not in task.solved:
         linear.weight.data = folds.divide_rows(weight_of(linear), fold.inverse)
-        task.changed[f"{name}.weight"] = weight_of(linear)
+        task.changed[f"{name}.weight"] = weight_of(linear).to(task.stored[f"{name}.weight"])
         return
     q = task.solved[name]
     divided = QuantizedWeight(q.codes, folds.divide_rows(q.scales, fold.inverse), q.zeros, q.group_size)
@@ -88,7 +88,8 @@ def _strengths(how: SmoothQuant) -> tuple[float, ...]:
 def _realize(task: BlockTask, stage: int, scales: Tensor) -> tuple[Tensor, Tensor]:
     """The scales that the source can take, as (columns, inverse)."""
     if FOLD_SOURCES[stage] == "norm":
-        inverse, columns = folds.fold_into_norm(weight_of(task.block.get_submodule(NORMS[stage])), scales)
+        norm = weight_of(task.block.get_submodule(NORMS[stage])).to(task.stored[f"{NORMS[stage]}.weight"])
+        inverse, columns = folds.fold_into_norm(norm, scales)
         return columns, inverse
     config = task.config
     shared = folds.per_kv_channel(scales, config.num_heads, config.num_kv_heads) if stage == 1 else scales
@@ -98,7 +99,9 @@ def _realize(task: BlockTask, stage: int, scales: Tensor) -> tuple[Tensor, Tenso
 
 def _exactly_dividable(task: BlockTask, name: str, scales: Tensor) -> Tensor:
     linear = task.block.get_submodule(name)
-    stored = task.solved[name].scales if name in task.solved else weight_of(linear)
-    scales = folds.dividable(stored, scales)
+    weight = task.solved[name].scales if name in task.solved else weight_of(linear)
+    scales = folds.dividable(weight.to(task.stored[f"{name}.weight"]), scales)
     bias = bias_of(linear)
-    return scales if bias is None else folds.dividable(bias.data[:, None], scales)
+    if bias is None:
+        return scales
+    return folds.dividable(bias.data[:, None].to(task.stored[f"{name}.bias"]), scales)
