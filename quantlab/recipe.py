@@ -34,7 +34,7 @@ class Gptq(Strict):
     kind: Literal["gptq"] = Field("gptq", alias="pass")
     grid: Literal["absmax", "mse", "hessian"] = "hessian"
     damping: Annotated[float, Field(gt=0.0, le=1.0)] = 0.01
-    block_size: Annotated[int, Field(ge=8, le=1024)] = 128
+    block_size: Annotated[int, Field(ge=8, le=1024)] = 32
     activation_order: bool = True
     true_sequential: bool = True
     descent_rounds: Annotated[int, Field(ge=0, le=64)] = 0

@@ -152,16 +152,25 @@ def collect(stream: Stream, held_out: int) -> Moments:
 
 
 def target_residual(streams: Streams, stage: int, w: Tensor) -> Tensor:
-    """The mean of x (y - W x)^T `[K, N]` over the solver's samples; see `_wanted_gap` for y."""
-    seen = len(streams.quantized.inputs) - streams.held_out
-    total = torch.zeros(w.shape[1], w.shape[0], device=w.device)
-    tokens = 0
-    for start in range(0, seen, streams.quantized.batch):
-        part = slice(start, min(start + streams.quantized.batch, seen))
-        x = streams.quantized.inputs[part].flatten(0, 1).float()
-        total.addmm_(x.t(), _wanted_gap(streams, stage, w, part))
-        tokens += len(x)
-    return total / tokens
+    """The mean of x (y - W x)^T `[K, N]` over the solver's samples; see `_wanted_gap` for y.
+
+    Where a group has more outputs than inputs, the gap of the inputs is summed and W applied to the sum: less work.
+    """
+    exact, quantized = streams.exact, streams.quantized
+    assert exact is not None
+    seen, (outputs, inputs) = len(quantized.inputs) - streams.held_out, w.shape
+    by_inputs = outputs > inputs and stage in (0, 2)
+    total = torch.zeros(inputs, inputs if by_inputs else outputs, device=w.device)
+    for start in range(0, seen, quantized.batch):
+        part = slice(start, min(start + quantized.batch, seen))
+        x = quantized.inputs[part].flatten(0, 1).float()
+        if by_inputs:
+            gap = exact.inputs[part].flatten(0, 1).float() - x
+        else:
+            gap = _wanted_gap(streams, stage, w, part)
+        total.addmm_(x.t(), gap)
+    total /= seen * quantized.x.shape[1]
+    return total @ w.t() if by_inputs else total
 
 
 def _wanted_gap(streams: Streams, stage: int, w: Tensor, part: slice) -> Tensor:

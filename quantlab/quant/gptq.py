@@ -18,6 +18,8 @@ from quantlab.quant.grid import levels, spread_groups
 from quantlab.schemes import Scheme
 
 MAX_RETRIES = 12
+# Columns between two matrix products: few enough that what they share stays in the cache.
+BLOCK = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,7 @@ def factorize(h: Tensor, damping: float, activation_order: bool) -> Factor:
 
 
 def solve(
-    w: Tensor, factor: Factor, scales: Tensor, zeros: Tensor | None, scheme: Scheme, block_size: int = 128
+    w: Tensor, factor: Factor, scales: Tensor, zeros: Tensor | None, scheme: Scheme, block_size: int = BLOCK
 ) -> Tensor:
     """Signed codes int8 `[N, K]` of `w: [N, K]` fp32 on the fixed grid `scales, zeros: [N, G]`.
 
@@ -86,7 +88,7 @@ def _solve_block(
     inner = feedback[start:stop, start:stop].t().contiguous()
     for i in range(start, stop):
         j = i - start
-        wanted = target[j] if j == 0 else target[j] + inner[j, :j] @ errors[start:i]
+        wanted = target[j] if j == 0 else torch.addmv(target[j], errors[start:i].t(), inner[j, :j])
         q = wanted / st[i]
         if zt is not None:
             q = q + zt[i]
@@ -124,12 +126,12 @@ def descend(
     """
     columns = w.shape[1]
     width = columns // scales.shape[1]
-    block = min(width, 128)
-    qt = codes.t().float()
+    block = min(width, BLOCK)
+    qt = codes.t().contiguous().float()
     zt = None if zeros is None else zeros.t().float()
     st = scales.t().clone()
     lt = levels(codes, zeros).t().contiguous()
-    et = w.t() - lt * spread_groups(scales, columns).t()
+    et = w.t().contiguous() - lt * spread_groups(scales, columns).t().contiguous()
     for start in range(0, columns, block):
         stop = min(start + block, columns)
         group = start // width
@@ -148,17 +150,18 @@ def _descend_block(
     scheme: Scheme,
 ) -> None:
     (start, stop), (qt, lt, et), (scale, zero) = span, rows, grid
-    product = h[start:stop] @ et  # (E H) of this block's columns, kept current below
-    inner, inverse = h[start:stop, start:stop], 1.0 / h.diagonal()[start:stop]
+    product = h[start:stop] @ et  # (E H) of this block's columns, before any of them changes
+    inner, per_level = h[start:stop, start:stop], h.diagonal()[start:stop, None] * scale
+    changes = torch.empty_like(product)
     for i in range(start, stop):
         j = i - start
-        wanted = lt[i] + product[j] * inverse[j] / scale
-        q = (wanted if zero is None else wanted + zero).round_().clamp_(scheme.code_min, scheme.code_max)
-        change = (q - qt[i]) * scale
+        slope = product[j] if j == 0 else torch.addmv(product[j], changes[:j].t(), inner[j, :j], alpha=-1.0)
+        wanted = torch.addcdiv(lt[i], slope, per_level[j])
+        q = (wanted if zero is None else wanted.add_(zero)).round_().clamp_(scheme.code_min, scheme.code_max)
+        torch.mul(q - qt[i], scale, out=changes[j])
         qt[i] = q
         lt[i] = q if zero is None else q - zero
-        et[i] -= change
-        product -= inner[j][:, None] * change
+    et[start:stop] -= changes
 
 
 def _refit_scale(columns: slice, rows: tuple[Tensor, Tensor], st: Tensor, group: int, h: Tensor) -> None:

@@ -177,11 +177,11 @@ def state_tensors(trainee: Trainee, progress: Progress) -> dict[str, Tensor]:
     """Everything that a continued loop needs."""
     scalars = [progress.step, progress.first, progress.best, progress.best_step]
     tensors = {"progress": torch.tensor(scalars, dtype=torch.float64)}
-    tensors |= {f"best/{name}": tensor for name, tensor in progress.best_part.items()}
+    tensors |= {f"best.{name}": tensor for name, tensor in progress.best_part.items()}
     for name, parameter in trainee.parameters().items():
         adam = trainee.optimizer.state[parameter]
-        tensors |= {f"value/{name}": parameter.detach().cpu(), f"count/{name}": adam["step"].cpu().reshape(1)}
-        tensors |= {f"mean/{name}": adam["exp_avg"].cpu(), f"square/{name}": adam["exp_avg_sq"].cpu()}
+        tensors |= {f"value.{name}": parameter.detach().cpu(), f"count.{name}": adam["step"].cpu().reshape(1)}
+        tensors |= {f"mean.{name}": adam["exp_avg"].cpu(), f"square.{name}": adam["exp_avg_sq"].cpu()}
     return tensors
 
 
@@ -191,14 +191,14 @@ def _resume(journal: Journal, trainee: Trainee) -> Progress | None:
     tensors = journal.tensors(STATE)
     for name, parameter in trainee.parameters().items():
         device = parameter.device
-        parameter.data.copy_(tensors[f"value/{name}"])
+        parameter.data.copy_(tensors[f"value.{name}"])
         trainee.optimizer.state[parameter] = {
-            "step": tensors[f"count/{name}"].reshape(()).to(device),
-            "exp_avg": tensors[f"mean/{name}"].to(device),
-            "exp_avg_sq": tensors[f"square/{name}"].to(device),
+            "step": tensors[f"count.{name}"].reshape(()).to(device),
+            "exp_avg": tensors[f"mean.{name}"].to(device),
+            "exp_avg_sq": tensors[f"square.{name}"].to(device),
         }
     step, first, best, best_step = tensors["progress"].tolist()
-    part = {name.removeprefix("best/"): t for name, t in tensors.items() if name.startswith("best/")}
+    part = {name.removeprefix("best."): t for name, t in tensors.items() if name.startswith("best.")}
     return Progress(int(step), first, best, int(best_step), part)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 # Columns of the Hessian computed at a time; only tiles on and above the diagonal are, the rest is mirrored.
-TILE = 512
+TILE = 256
 
 
 @dataclass(slots=True)
