@@ -3,7 +3,6 @@
 Knows nothing about how codes were found.
 """
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from torch import Tensor
 from quantlab.checkpoint.hf import INDEX_FILE
 from quantlab.checkpoint.packed import disk_tensors
 from quantlab.checkpoint.reader import TensorReader
-from quantlab.checkpoint.sizes import index_json, json_bytes, plan_shards
+from quantlab.checkpoint.sizes import index_json, plan_shards
 from quantlab.checkpoint.verify import run_prompts, verify_codes, verify_folder, verify_tensors
 from quantlab.checkpoint.writer import copy_file, disk_errors, publish, remove_tree, write_json, write_shard
 from quantlab.events import StepDone
@@ -23,7 +22,7 @@ from quantlab.quant.journal import Journal
 from quantlab.quant.parts import Parts
 from quantlab.quant.plan import output_config, output_entries
 from quantlab.quant.setup import Setup
-from quantlab.quant.work import PUBLISHED, REPORT_FILE
+from quantlab.quant.work import PUBLISHED, REPORT_FILE, contents
 
 CHECKED_PROMPTS = 2
 CHECKED_TOKENS = 64
@@ -40,12 +39,9 @@ def assemble(setup: Setup, journal: Journal, parts: Parts, report: dict[str, Any
     write_json(folder / REPORT_FILE, report)
     setup.listener(StepDone("verify", 0, 3))
     _verify(setup, folder, parts)
-    out = setup.options.out
-    if not out.exists():  # a run that replaces an output does so again if it is cut off here
-        digest = hashlib.sha256(json_bytes(report)).hexdigest()
-        facts = {"report": digest, "max_shard_size": setup.options.max_shard_size, "fingerprint": setup.fingerprint}
-        journal.note(PUBLISHED, facts)
-    publish(folder, out, setup.options.force)
+    asked = {"max_shard_size": setup.options.max_shard_size, "fingerprint": setup.fingerprint}
+    journal.note(PUBLISHED, asked | contents(folder))
+    publish(folder, setup.options.out, setup.options.force)
 
 
 def _write(setup: Setup, folder: Path, parts: Parts) -> None:

@@ -164,10 +164,7 @@ def target_residual(streams: Streams, stage: int, w: Tensor) -> Tensor:
     for start in range(0, seen, quantized.batch):
         part = slice(start, min(start + quantized.batch, seen))
         x = quantized.inputs[part].flatten(0, 1).float()
-        if by_inputs:
-            gap = exact.inputs[part].flatten(0, 1).float() - x
-        else:
-            gap = _wanted_gap(streams, stage, w, part)
+        gap = exact.inputs[part].flatten(0, 1).float() - x if by_inputs else _wanted_gap(streams, stage, w, part)
         total.addmm_(x.t(), gap)
     total /= seen * quantized.x.shape[1]
     return total @ w.t() if by_inputs else total

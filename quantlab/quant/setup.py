@@ -101,15 +101,10 @@ def check_output(options: QuantizeOptions) -> None:
 
 
 def is_published(options: QuantizeOptions, print_: dict[str, str]) -> bool:
-    """Whether `out` is what these options with the fingerprint `print_` make, put in place by a run that was cut off.
-
-    Never so when it is to be replaced or begun anew.
-    """
-    noted = None if options.force or options.restart else published_by(options.out)
-    return noted is not None and (noted.get("fingerprint"), noted.get("max_shard_size")) == (
-        print_,
-        options.max_shard_size,
-    )
+    """Whether `out` is what `options` with the fingerprint `print_` make, put in place by a run that was cut off."""
+    noted = None if options.restart else published_by(options.out)
+    asked = (print_, options.max_shard_size)
+    return noted is not None and (noted.get("fingerprint"), noted.get("max_shard_size")) == asked
 
 
 def _exists(out: Path) -> OutputError:

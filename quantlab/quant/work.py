@@ -23,13 +23,18 @@ def timings_file(out: Path) -> Path:
     return out.with_name(f"{out.name}.timings.json")
 
 
+def contents(folder: Path) -> dict[str, Any]:
+    """What tells a finished folder from another: its files' sizes and its report's digest; raises OSError."""
+    files = {str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+    return {"files": files, "report": hashlib.sha256((folder / REPORT_FILE).read_bytes()).hexdigest()}
+
+
 def published_by(out: Path) -> dict[str, Any] | None:
     """What the run that put `out` in place noted just before, if it was cut off before it could tidy up; else None."""
     try:
         lines = (work_folder(out) / JOURNAL).read_text(encoding="utf-8").splitlines()
         last = json.loads(lines[-1])
-        report = hashlib.sha256((out / REPORT_FILE).read_bytes()).hexdigest()
-    except (OSError, ValueError, IndexError):
+        is_ours = last["step"] == PUBLISHED and contents(out).items() <= last.items()
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
-    is_ours = isinstance(last, dict) and last.get("step") == PUBLISHED and last.get("report") == report
     return last if is_ours else None
