@@ -39,8 +39,7 @@ def assemble(setup: Setup, journal: Journal, parts: Parts, report: dict[str, Any
     write_json(folder / REPORT_FILE, report)
     setup.listener(StepDone("verify", 0, 3))
     _verify(setup, folder, parts)
-    asked = {"max_shard_size": setup.options.max_shard_size, "fingerprint": setup.fingerprint}
-    journal.note(PUBLISHED, asked | contents(folder))
+    journal.note(PUBLISHED, contents(folder))
     publish(folder, setup.options.out, setup.options.force)
 
 

@@ -20,7 +20,7 @@ from quantlab.checkpoint.reader import TORCH_DTYPES, read_tensor
 from quantlab.checkpoint.sizes import plan_shards
 from quantlab.checkpoint.writer import disk_errors, remove_tree, sync_folder, write_shard
 from quantlab.errors import OutputError, ResumeMismatch
-from quantlab.quant.work import JOURNAL
+from quantlab.quant.work import JOURNAL, LOCK
 
 SAFETENSORS_DTYPES = {torch_dtype: name for name, torch_dtype in TORCH_DTYPES.items() if name in DTYPE_BYTES}
 
@@ -64,7 +64,8 @@ class Journal:
 
     def remove(self) -> None:
         """Delete the folder, the journal last, since it says what the rest is: the run is over."""
-        _clear(self.folder, ("lock", JOURNAL))
+        _clear(self.folder, (LOCK, JOURNAL))
+        _clear(self.folder)
         with disk_errors(self.folder):
             remove_tree(self.folder)
 
@@ -78,7 +79,7 @@ def open_journal(folder: Path, fingerprint: dict[str, str], restart: bool) -> It
     """
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / "lock", "a")  # noqa: SIM115  held open: closing it drops the lock
+        lock = open(folder / LOCK, "a")  # noqa: SIM115  held open: closing it drops the lock
     with lock:
         _lock(lock.fileno(), folder)
         if restart:
@@ -109,7 +110,7 @@ def _lock(descriptor: int, folder: Path) -> None:
         raise OutputError(message, where=str(folder), fix="wait for it, or another --out") from error
 
 
-def _clear(folder: Path, spare: tuple[str, ...] = ("lock",)) -> None:
+def _clear(folder: Path, spare: tuple[str, ...] = (LOCK,)) -> None:
     with disk_errors(folder):
         for path in folder.iterdir():
             if path.name not in spare:

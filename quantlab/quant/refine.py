@@ -102,7 +102,7 @@ def make_trainee(setup: Setup, parts: Parts, how: Distill) -> Trainee:
     model = build_model(setup.config, tensor, setup.place.compute, device)
     linears: dict[str, TrainedLinear] = {}
     for name, scheme in setup.schemes.items():
-        if scheme is not None:
+        if scheme is not None and name != "lm_head":  # the loss is taken in front of lm_head
             linears[name] = TrainedLinear(parts.quantized(name), _bias(model.linear(name)), scheme).to(device)
             model.set_linear(name, linears[name])
     norms = {}

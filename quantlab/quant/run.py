@@ -81,7 +81,12 @@ def build_report(setup: Setup, journal: Journal, stages: dict[str, object]) -> d
     """quantlab_report.json from the journal's rows; the same for a continued run as for an uninterrupted one."""
     rows = [ModuleRow.from_json(row) for entry in journal.entries.values() for row in entry.get("rows", [])]
     order = {name: i for i, name in enumerate(linear_shapes(setup.config))}
-    facts = {"quantlab": __version__, "torch": str(torch.__version__), "fingerprint": setup.fingerprint}
+    facts: dict[str, object] = {
+        "quantlab": __version__,
+        "torch": str(torch.__version__),
+        "fingerprint": setup.fingerprint,
+    }
+    facts |= {"max_shard_size": setup.options.max_shard_size}
     recipe = setup.options.recipe.model_dump(mode="json", by_alias=True)
     return report_json(sorted(rows, key=lambda row: order[row.name]), recipe, facts, stages)
 

@@ -13,7 +13,7 @@ import torch
 from quantlab import __version__
 from quantlab.checkpoint.hf import HFCheckpoint, open_checkpoint
 from quantlab.checkpoint.reader import TORCH_DTYPES
-from quantlab.errors import OutputError
+from quantlab.errors import CalibrationError, OutputError
 from quantlab.events import Listener
 from quantlab.models.config import ModelConfig
 from quantlab.models.naming import EMBEDDING, tensor_shapes
@@ -63,6 +63,9 @@ def prepare(options: QuantizeOptions, listener: Listener) -> Setup:
     blocks = None
     if needs_text(options.recipe):
         blocks = load_blocks(options.calibration, load_tokenizer(options.source))
+        if len(blocks.ids) < 2:
+            message = "one block cannot be solved on and held out at once"
+            raise CalibrationError(message, where=blocks.source, fix="--samples 2, or a smaller --seq-len")
     print_ = fingerprint(options.recipe, checkpoint, blocks, place)
     published = is_published(options, print_)
     if options.out.exists() and not (options.force or published):
@@ -102,9 +105,9 @@ def check_output(options: QuantizeOptions) -> None:
 
 def is_published(options: QuantizeOptions, print_: dict[str, str]) -> bool:
     """Whether `out` is what `options` with the fingerprint `print_` make, put in place by a run that was cut off."""
-    noted = None if options.restart else published_by(options.out)
+    report = None if options.restart else published_by(options.out)
     asked = (print_, options.max_shard_size)
-    return noted is not None and (noted.get("fingerprint"), noted.get("max_shard_size")) == asked
+    return report is not None and (report.get("fingerprint"), report.get("max_shard_size")) == asked
 
 
 def _exists(out: Path) -> OutputError:

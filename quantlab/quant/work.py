@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-JOURNAL = "journal.jsonl"
+JOURNAL, LOCK = "journal.jsonl", "lock"
 REPORT_FILE = "quantlab_report.json"
 PUBLISHED = "published"
 
@@ -30,11 +30,20 @@ def contents(folder: Path) -> dict[str, Any]:
 
 
 def published_by(out: Path) -> dict[str, Any] | None:
-    """What the run that put `out` in place noted just before, if it was cut off before it could tidy up; else None."""
+    """The report of the run that put `out` in place, if it was cut off before it could tidy up; else None.
+
+    Such a run leaves its work folder with a journal whose last line tells what it had put in place, or with nothing.
+    """
+    folder = work_folder(out)
     try:
-        lines = (work_folder(out) / JOURNAL).read_text(encoding="utf-8").splitlines()
-        last = json.loads(lines[-1])
-        is_ours = last["step"] == PUBLISHED and contents(out).items() <= last.items()
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        left = {path.name for path in folder.iterdir()}
+        report = json.loads((out / REPORT_FILE).read_text(encoding="utf-8"))
+        is_over = left <= {LOCK} or _is_last_line(folder / JOURNAL, contents(out))
+    except (OSError, ValueError):
         return None
-    return last if is_ours else None
+    return report if is_over and isinstance(report, dict) else None
+
+
+def _is_last_line(journal: Path, found: dict[str, Any]) -> bool:
+    lines = journal.read_text(encoding="utf-8").splitlines()
+    return bool(lines) and json.loads(lines[-1]) == {"step": PUBLISHED, **found}
