@@ -74,7 +74,7 @@ def _quantize_group(task: BlockTask, streams: Streams | None, stage: int, scheme
         kept = [True] * len(modules)
         apply_fold(task, fold)
         if streams is not None:
-            _refresh(streams.quantized, task, stage, fold)
+            streams.quantized.enter(task.block, task.layer, stage)  # the inputs that the folded feeder gives
     seconds = time.perf_counter() - started
     for name, rows, keep in zip(names, modules, kept, strict=True):
         install(task, name, solution.weight(rows, scheme.group_size or w.shape[1]), scheme)
@@ -131,14 +131,6 @@ def _check_finite(solution: Solution, task: BlockTask, stage: int) -> None:
         name = block_prefix(task.layer) + INPUT_GROUPS[stage][0]
         fix = "a larger damping in the recipe, or ignore the module"
         raise SolveError("the solve gave NaN or Inf", where=name, fix=fix)
-
-
-def _refresh(stream: Stream, task: BlockTask, stage: int, fold: Fold) -> None:
-    """Bring the group's inputs up to date with a fold: recomputed behind a norm, divided exactly behind a linear."""
-    if fold.source == "norm":
-        stream.enter(task.block, task.layer, stage)
-    else:
-        stream.inputs /= fold.columns.to(stream.inputs.dtype)
 
 
 def collect(stream: Stream, held_out: int) -> Moments:

@@ -93,15 +93,19 @@ def _realize(task: BlockTask, stage: int, scales: Tensor) -> tuple[Tensor, Tenso
         return columns, inverse
     config = task.config
     shared = folds.per_kv_channel(scales, config.num_heads, config.num_kv_heads) if stage == 1 else scales
-    rows = _exactly_dividable(task, FEEDERS[stage], folds.powers_of_two(shared))
+    rows = _dividable(task, FEEDERS[stage], shared)
     return (folds.per_query_channel(rows, config.num_heads, config.num_kv_heads) if stage == 1 else rows), rows
 
 
-def _exactly_dividable(task: BlockTask, name: str, scales: Tensor) -> Tensor:
+def _dividable(task: BlockTask, name: str, scales: Tensor) -> Tensor:
+    """The divisors nearest to `scales: [C]` that the feeder's rows take exactly: any that its one scale a row comes to
+    when rounded, or else powers of two."""
     linear = task.block.get_submodule(name)
     weight = task.solved[name].scales if name in task.solved else weight_of(linear)
-    scales = folds.dividable(weight.to(task.stored[f"{name}.weight"]), scales)
-    bias = bias_of(linear)
+    stored, bias = weight.to(task.stored[f"{name}.weight"]), bias_of(linear)
+    if stored.shape[1] == 1 and bias is None:
+        return folds.rounded_divisors(stored, scales / scales.median())
+    scales = folds.dividable(stored, folds.powers_of_two(scales))
     if bias is None:
         return scales
     return folds.dividable(bias.data[:, None].to(task.stored[f"{name}.bias"]), scales)

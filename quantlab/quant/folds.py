@@ -1,9 +1,9 @@
 """Moving a scale per channel from a group of linears into whatever feeds it, without changing the function.
 
 Pure functions on tensors. Knows nothing about how scales are searched or which modules there are.
-Norms take any scale, and the columns take exactly what the rounded norm gives back. A linear that is already quantized
-takes powers of two only: its stored scales are divided without rounding, so its codes, and the activations that were
-measured behind it, stay valid bit for bit.
+Norms take any scale, and the columns take exactly what the rounded norm gives back; so does a quantized linear with one
+scale a row. One with several takes powers of two only, which divide its stored scales without rounding. Either way the
+feeder keeps its codes.
 """
 
 import torch
@@ -44,6 +44,13 @@ def dividable(stored: Tensor, scales: Tensor) -> Tensor:
     divided = (stored.float() / scales[:, None]).to(stored.dtype)
     exact = (divided.float() * scales[:, None] == stored.float()).all(1) & (divided != 0).all(1)
     return torch.where(exact, scales, torch.ones_like(scales))
+
+
+def rounded_divisors(stored: Tensor, scales: Tensor) -> Tensor:
+    """What dividing `stored: [C, 1]` (one scale a row) by `scales: [C]` really divides by, once rounded to its dtype."""
+    divided = (stored.float() / scales[:, None]).to(stored.dtype)
+    exact = (stored.float() / divided.float())[:, 0]
+    return torch.where(torch.isfinite(exact) & (exact != 0), exact, torch.ones_like(scales))
 
 
 def divide_rows(stored: Tensor, scales: Tensor) -> Tensor:
