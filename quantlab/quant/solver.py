@@ -82,6 +82,8 @@ def solve_problem(problem: Problem, how: Gptq | Rtn, held_out: HeldOut | None) -
     if isinstance(how, Rtn):
         return _measured(problem, held_out, _rounded(problem, how.grid), f"rtn-{how.grid}")
     assert problem.hessian is not None, "gptq needs calibration"
+    if not bool(problem.hessian.diagonal().any()):  # an input that is always zero says nothing of what matters
+        return _measured(problem, held_out, _rounded(problem, "mse"), "rtn-mse")
     factor = factorize(problem.hessian, how.damping, how.activation_order)
     w, scheme = problem.w, problem.scheme
     if problem.residual is not None and how.target_correction > 0:
