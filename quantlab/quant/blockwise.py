@@ -46,7 +46,11 @@ def quantize_block(task: BlockTask, streams: Streams | None) -> None:
                 streams.exact.enter(task.exact, task.layer, stage)
         scheme = task.schemes[names[0]]
         if scheme is not None:
-            _quantize_group(task, streams, stage, scheme)
+            try:
+                _quantize_group(task, streams, stage, scheme)
+            except SolveError as error:
+                error.where = block_prefix(task.layer) + names[0]
+                raise
         if streams is not None and stage in (1, 3):
             streams.quantized.leave(task.block, stage)
             if streams.exact is not None and task.exact is not None:
@@ -111,7 +115,7 @@ def _best_solution(
     """The solved group, with the fold that held-out tokens prefer to none; `seen` ends with plain rounding's result."""
     moments, held_out, plain = seen
     solution = solve_problem(problem, task.solver, held_out)
-    _check_finite(solution, task, stage)
+    _check_finite(solution)
     how = task.fold_pass
     if how is None or streams is None or moments is None or FOLD_SOURCES[stage] not in how.pairs:
         return solution, None
@@ -126,11 +130,9 @@ def _best_solution(
     return solution, None
 
 
-def _check_finite(solution: Solution, task: BlockTask, stage: int) -> None:
+def _check_finite(solution: Solution) -> None:
     if not bool(torch.isfinite(solution.errors).all()):
-        name = block_prefix(task.layer) + INPUT_GROUPS[stage][0]
-        fix = "a larger damping in the recipe, or ignore the module"
-        raise SolveError("the solve gave NaN or Inf", where=name, fix=fix)
+        raise SolveError("the solve gave NaN or Inf", fix="a larger damping in the recipe, or ignore the module")
 
 
 def collect(stream: Stream, held_out: int) -> Moments:

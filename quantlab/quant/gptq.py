@@ -50,7 +50,8 @@ def factorize(h: Tensor, damping: float, activation_order: bool) -> Factor:
         if int(info) == 0 and bool(torch.isfinite(lower).all()):
             return Factor(lower.flip(0, 1), order, damping, retry)
         damping *= 2
-    raise SolveError(f"the Hessian could not be factorized with damping up to {damping / 2:.3g}")
+    fix = "a larger damping in the recipe, or ignore the module"
+    raise SolveError(f"the Hessian could not be factorized with damping up to {damping / 2:.3g}", fix=fix)
 
 
 def solve(
