@@ -47,7 +47,7 @@ def dividable(stored: Tensor, scales: Tensor) -> Tensor:
 
 
 def rounded_divisors(stored: Tensor, scales: Tensor) -> Tensor:
-    """What dividing `stored: [C, 1]` (one scale a row) by `scales: [C]` really divides by, once rounded to its dtype."""
+    """What dividing `stored: [C, 1]` (one scale a row) by `scales: [C]` really divides by, rounded to its dtype."""
     divided = (stored.float() / scales[:, None]).to(stored.dtype)
     exact = (stored.float() / divided.float())[:, 0]
     return torch.where(torch.isfinite(exact) & (exact != 0), exact, torch.ones_like(scales))
