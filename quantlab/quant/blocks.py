@@ -25,6 +25,10 @@ from quantlab.quant.stages import Stream
 from quantlab.recipe import Gptq, Rounding
 
 
+# Samples, at least, on which the 16-bit model runs beside the quantized one; a quarter of them if that is more.
+COMPARED = 16
+
+
 class StageClock(Protocol):
     """Counts time under a stage's name."""
 
@@ -85,7 +89,8 @@ def start_streams(setup: Setup) -> Streams | None:
     x = embedding(setup.blocks.ids, weight).float().to(setup.place.device)
     solver = next(p for p in setup.options.recipe.passes if p.kind in ("gptq", "rtn"))
     compared = (isinstance(solver, Gptq) and solver.target_correction > 0) or _trained(setup)
-    exact = Stream(x.clone(), setup.config, setup.place) if compared else None
+    samples = len(x) if _trained(setup) else min(len(x), setup.held_out + max(COMPARED, len(x) // 4))
+    exact = Stream(x[len(x) - samples :].clone(), setup.config, setup.place) if compared else None
     return Streams(Stream(x, setup.config, setup.place), exact, setup.held_out)
 
 
@@ -149,6 +154,6 @@ def _block_error(task: BlockTask, streams: Streams | None) -> float:
     """Squared error of the block's output over its squared output, held out; of its linears where nothing compares."""
     if streams is None or streams.exact is None:
         return sum(row.error for row in task.rows) / max(1, len(task.rows))
-    part = slice(len(streams.exact.x) - streams.held_out, None)
+    part = slice(-streams.held_out, None)
     wanted: Tensor = streams.exact.x[part]
     return float((streams.quantized.x[part] - wanted).square().sum() / wanted.square().sum())

@@ -22,16 +22,26 @@ from quantlab.recipe import Gptq
 from quantlab.schemes import Scheme
 
 
+# Held-out tokens on which candidates are compared, evenly spaced.
+HELD_OUT_TOKENS = 2048
+
+
 @dataclass(slots=True)
 class Streams:
     """The hidden states that enter a block: through quantized blocks, and through 16-bit ones where they are compared.
 
-    The last `held_out` samples are never shown to a solver.
+    The last `held_out` samples are never shown to a solver. The 16-bit stream carries the last samples only, held out
+    and some before them: how far the quantized model has drifted needs fewer tokens than a Hessian.
     """
 
     quantized: Stream
     exact: Stream | None
     held_out: int
+
+    def compared(self, of_all: Tensor) -> Tensor:
+        """The part of `of_all: [S, ...]` that belongs to the samples of the 16-bit stream."""
+        assert self.exact is not None
+        return of_all[len(of_all) - len(self.exact.x) :]
 
 
 def quantize_block(task: BlockTask, streams: Streams | None) -> None:
@@ -152,12 +162,12 @@ def target_residual(streams: Streams, stage: int, w: Tensor) -> Tensor:
     """
     exact, quantized = streams.exact, streams.quantized
     assert exact is not None
-    seen, (outputs, inputs) = len(quantized.inputs) - streams.held_out, w.shape
+    seen, (outputs, inputs) = len(exact.inputs) - streams.held_out, w.shape
     by_inputs = outputs > inputs and stage in (0, 2)
     total = torch.zeros(inputs, inputs if by_inputs else outputs, device=w.device)
     for start in range(0, seen, quantized.batch):
         part = slice(start, min(start + quantized.batch, seen))
-        x = quantized.inputs[part].flatten(0, 1).float()
+        x = streams.compared(quantized.inputs)[part].flatten(0, 1).float()
         gap = exact.inputs[part].flatten(0, 1).float() - x if by_inputs else _wanted_gap(streams, stage, w, part)
         total.addmm_(x.t(), gap)
     total /= seen * quantized.x.shape[1]
@@ -168,18 +178,22 @@ def _wanted_gap(streams: Streams, stage: int, w: Tensor, part: slice) -> Tensor:
     """What W x lacks, `[T, N]`: the 16-bit linear's output, plus how far the residual has drifted where it is added."""
     exact, quantized = streams.exact, streams.quantized
     assert exact is not None
-    gap = (exact.inputs[part].float() - quantized.inputs[part].float()).flatten(0, 1) @ w.t()
+    drift = exact.inputs[part].float() - streams.compared(quantized.inputs)[part].float()
+    gap = drift.flatten(0, 1) @ w.t()
     if stage in (1, 3):
-        gap += (exact.x[part] - quantized.x[part]).flatten(0, 1)
+        gap += (exact.x[part] - streams.compared(quantized.x)[part]).flatten(0, 1)
     return gap
 
 
 def held_out_tokens(streams: Streams, stage: int, w: Tensor) -> HeldOut:
     """The held-out samples' inputs and the outputs wanted for them: the 16-bit model's where that is at hand."""
-    part = slice(len(streams.quantized.inputs) - streams.held_out, None)
+    part = slice(-streams.held_out, None)
     x = streams.quantized.inputs[part].flatten(0, 1).float()
     y = x @ w.t()
-    return HeldOut(x, y if streams.exact is None else y + _wanted_gap(streams, stage, w, part))
+    if streams.exact is not None:
+        y += _wanted_gap(streams, stage, w, part)
+    stride = max(1, len(x) // HELD_OUT_TOKENS)
+    return HeldOut(x[::stride].contiguous(), y[::stride].contiguous())
 
 
 def sample_tokens(streams: Streams, count: int = 1024) -> Tensor:
