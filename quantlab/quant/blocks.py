@@ -24,9 +24,8 @@ from quantlab.quant.setup import Setup
 from quantlab.quant.stages import Stream
 from quantlab.recipe import Gptq, Rounding
 
-
-# Samples, at least, on which the 16-bit model runs beside the quantized one; a quarter of them if that is more.
-COMPARED = 16
+# Samples, at least, on which the 16-bit model runs beside the quantized one; half of them if that is more.
+COMPARED = 32
 
 
 class StageClock(Protocol):
@@ -89,7 +88,7 @@ def start_streams(setup: Setup) -> Streams | None:
     x = embedding(setup.blocks.ids, weight).float().to(setup.place.device)
     solver = next(p for p in setup.options.recipe.passes if p.kind in ("gptq", "rtn"))
     compared = (isinstance(solver, Gptq) and solver.target_correction > 0) or _trained(setup)
-    samples = len(x) if _trained(setup) else min(len(x), setup.held_out + max(COMPARED, len(x) // 4))
+    samples = len(x) if _trained(setup) else min(len(x), setup.held_out + max(COMPARED, len(x) // 2))
     exact = Stream(x[len(x) - samples :].clone(), setup.config, setup.place) if compared else None
     return Streams(Stream(x, setup.config, setup.place), exact, setup.held_out)
 

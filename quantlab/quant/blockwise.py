@@ -21,7 +21,6 @@ from quantlab.quant.stats import Moments
 from quantlab.recipe import Gptq
 from quantlab.schemes import Scheme
 
-
 # Held-out tokens on which candidates are compared, evenly spaced.
 HELD_OUT_TOKENS = 2048
 
