@@ -168,9 +168,13 @@ def sample_order(samples: int, count: int) -> Tensor:
 
 def snapshot(setup: Setup, trainee: Trainee) -> dict[str, Tensor]:
     """The student as a part: codes and scales of every linear, every norm in its stored dtype."""
+    linears = {name: linear.quantized() for name, linear in trainee.linears.items()}
+    return part_tensors(linears, _stored_norms(setup, trainee))
+
+
+def _stored_norms(setup: Setup, trainee: Trainee) -> dict[str, Tensor]:
     stored = {name: TORCH_DTYPES[setup.checkpoint.tensors[name].dtype] for name in trainee.norms}
-    norms = {name: norm.detach().to(stored[name]) for name, norm in trainee.norms.items()}
-    return part_tensors({name: linear.quantized() for name, linear in trainee.linears.items()}, norms)
+    return {name: norm.detach().to(stored[name]) for name, norm in trainee.norms.items()}
 
 
 def state_tensors(trainee: Trainee, progress: Progress) -> dict[str, Tensor]:
@@ -203,7 +207,12 @@ def _resume(journal: Journal, trainee: Trainee) -> Progress | None:
 
 
 def _evaluate(setup: Setup, trainee: Trainee, teacher: CausalLM, held_out: Tensor, progress: Progress) -> None:
+    exact = {name: norm.data for name, norm in trainee.norms.items()}
+    for name, norm in _stored_norms(setup, trainee).items():  # what is judged is what would be written
+        trainee.norms[name].data = norm.float()
     reached = held_out_kl(setup, trainee.model, teacher, held_out)
+    for name, norm in exact.items():
+        trainee.norms[name].data = norm
     if reached < progress.best:
         progress.best, progress.best_step, progress.best_part = reached, progress.step, snapshot(setup, trainee)
 
