@@ -56,6 +56,26 @@ def test_source_is_left_as_it_was(cli: Any, books: Path) -> None:
     assert digests(books) == before
 
 
+def test_a_run_cut_off_with_its_output_in_place_ends_well_when_it_is_started_again(
+    cli: Any, books: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut(journal: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("quantlab.quant.journal.Journal.remove", cut)
+        assert cli("quantize", books, "--out", "out", *FAST).code == 130
+    before = digests(Path("out"))
+    assert Path(".out.quantlab").exists()
+    assert cli("quantize", books, "--out", "out", *FAST, "--seed", "1").code == 7
+    assert cli("quantize", books, "--out", "out", *FAST, "--restart").code == 7
+    ran = cli("quantize", books, "--out", "out", *FAST, "--json")
+    assert ran.code == 0, ran.err
+    assert json.loads(ran.out)["modules"] == 28
+    assert digests(Path("out")) == before and not Path(".out.quantlab").exists()
+    assert cli("quantize", books, "--out", "out", *FAST).code == 7
+
+
 def assert_refused(cli: Any, arguments: tuple[object, ...], code: int, fragment: str) -> None:
     """A run that fails with one line and leaves nothing under the output's name."""
     ran = cli("quantize", *arguments, "--out", "out")
