@@ -29,16 +29,20 @@ class Rtn(Strict):
 
 
 class Gptq(Strict):
-    """Column-by-column rounding that feeds each column's error to the next, on the inputs' Hessian."""
+    """Column-by-column rounding that feeds each column's error to the next, on the inputs' Hessian.
+
+    Always true sequential: each group of linears is solved on the inputs that those solved before it give. A CPU shows
+    the solver at most `cpu_samples` samples, the rest serve later passes.
+    """
 
     kind: Literal["gptq"] = Field("gptq", alias="pass")
     grid: Literal["absmax", "mse", "hessian"] = "hessian"
     damping: Annotated[float, Field(gt=0.0, le=1.0)] = 0.01
     block_size: Annotated[int, Field(ge=8, le=1024)] = 32
     activation_order: bool = True
-    true_sequential: bool = True
     descent_rounds: Annotated[int, Field(ge=0, le=64)] = 0
     target_correction: Fraction = 0.0
+    cpu_samples: Annotated[int, Field(ge=2, le=1_000_000)] | None = None
 
 
 class Awq(Strict):
@@ -75,13 +79,13 @@ class Distill(Strict):
     """
 
     kind: Literal["distill"] = Field("distill", alias="pass")
-    steps: Annotated[int, Field(ge=1, le=1_000_000)] = 1500
+    steps: Annotated[int, Field(ge=1, le=1_000_000)] = 3000
     batch_size: Annotated[int, Field(ge=1, le=1024)] = 8
-    cpu_steps: Annotated[int, Field(ge=1, le=1_000_000)] = 150
-    cpu_batch_size: Annotated[int, Field(ge=1, le=1024)] = 2
+    cpu_steps: Annotated[int, Field(ge=1, le=1_000_000)] = 200
+    cpu_batch_size: Annotated[int, Field(ge=1, le=1024)] = 4
     code_rate: Rate = 0.006
-    scale_rate: Rate = 0.0005
-    norm_rate: Rate = 0.0003
+    scale_rate: Rate = 0.001
+    norm_rate: Rate = 0.0005
     checkpoint_seconds: Annotated[float, Field(gt=0.0, le=60.0)] = 30.0
 
 

@@ -40,7 +40,7 @@ def quantize_blocks(setup: Setup, journal: Journal, clock: StageClock) -> list[s
     layers = setup.config.num_layers
     steps = [block_step(layer) for layer in range(layers)]
     resumed = sum(step in journal.entries for step in steps)
-    tokens = 0 if setup.blocks is None else setup.blocks.ids.numel()
+    tokens = 0 if setup.blocks is None else setup.solver_ids.numel()
     later = tuple(p.kind for p in setup.options.recipe.passes if p.kind == "distill")
     setup.listener(RunStarted(layers, resumed, tokens, (*later, "write", "verify")))
     if resumed:
@@ -85,7 +85,7 @@ def start_streams(setup: Setup) -> Streams | None:
     if setup.blocks is None:
         return None
     weight = TensorReader(setup.checkpoint).tensor(EMBEDDING)
-    x = embedding(setup.blocks.ids, weight).float().to(setup.place.device)
+    x = embedding(setup.solver_ids, weight).float().to(setup.place.device)
     solver = next(p for p in setup.options.recipe.passes if p.kind in ("gptq", "rtn"))
     compared = (isinstance(solver, Gptq) and solver.target_correction > 0) or _trained(setup)
     samples = len(x) if _trained(setup) else min(len(x), setup.held_out + max(COMPARED, len(x) // 2))

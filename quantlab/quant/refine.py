@@ -25,6 +25,7 @@ from quantlab.recipe import Distill
 
 STEP, STATE = "distilled", "distill-state"
 EVALUATIONS = 12
+CPU_EVALUATIONS = 4
 
 
 @dataclass(slots=True)
@@ -72,6 +73,7 @@ def refine(setup: Setup, journal: Journal, parts: Parts, how: Distill) -> tuple[
         progress = Progress(0, first, first, 0, snapshot(setup, trainee))
     else:
         setup.listener(Notice(f"continuing distillation at step {progress.step} of {steps}"))
+    every = max(1, steps // (EVALUATIONS if on_gpu else CPU_EVALUATIONS))
     order = sample_order(len(train), steps * batch)
     saved = time.monotonic()
     while progress.step < steps:
@@ -79,7 +81,7 @@ def refine(setup: Setup, journal: Journal, parts: Parts, how: Distill) -> tuple[
         picked = order[progress.step * batch : (progress.step + 1) * batch]
         loss = train_step(setup, trainee, teacher, train[picked])
         progress.step += 1
-        if progress.step % max(1, steps // EVALUATIONS) == 0 or progress.step == steps:
+        if progress.step % every == 0 or progress.step == steps:
             _evaluate(setup, trainee, teacher, held_out, progress)
         setup.listener(StepDone("distill", progress.step, steps, loss))
         if time.monotonic() - saved > how.checkpoint_seconds and progress.step < steps:

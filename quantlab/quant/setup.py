@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from quantlab import __version__
 from quantlab.checkpoint.hf import HFCheckpoint, open_checkpoint
@@ -22,7 +23,7 @@ from quantlab.quant.device import Place, choose_place, use_fast_products
 from quantlab.quant.options import QuantizeOptions
 from quantlab.quant.plan import assign_schemes
 from quantlab.quant.work import published_by
-from quantlab.recipe import Recipe, Rtn
+from quantlab.recipe import Gptq, Recipe, Rtn
 from quantlab.schemes import Scheme
 from quantlab.text import load_tokenizer
 
@@ -46,9 +47,21 @@ class Setup:
 
     @property
     def held_out(self) -> int:
-        """Calibration samples that no solver sees: one in sixteen, at least one."""
+        """Calibration samples that no solver sees: one in sixteen, at least one and at most sixteen; the last ones."""
         assert self.blocks is not None
-        return max(1, len(self.blocks.ids) // 16)
+        return min(16, max(1, len(self.blocks.ids) // 16))
+
+    @property
+    def solver_ids(self) -> Tensor:
+        """The samples `[S, T]` that run through the blocks, the held-out ones last: all, or fewer on a CPU."""
+        assert self.blocks is not None
+        ids, limit = (
+            self.blocks.ids,
+            next((p.cpu_samples for p in self.options.recipe.passes if isinstance(p, Gptq)), None),
+        )
+        if limit is None or self.place.device.type != "cpu" or limit >= len(ids):
+            return ids
+        return torch.cat([ids[: max(1, limit - self.held_out)], ids[-self.held_out :]])
 
 
 def prepare(options: QuantizeOptions, listener: Listener) -> Setup:
