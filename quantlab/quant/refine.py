@@ -63,9 +63,7 @@ def refine(setup: Setup, journal: Journal, parts: Parts, how: Distill) -> tuple[
     assert setup.blocks is not None
     teacher = build_model(setup.config, TensorReader(setup.checkpoint).tensor, setup.place.compute, setup.place.device)
     trainee = make_trainee(setup, parts, how)
-    steps, batch = (
-        (how.steps, how.batch_size) if setup.place.device.type == "cuda" else (how.cpu_steps, how.cpu_batch_size)
-    )
+    steps, batch, every = schedule(how, setup.place.device.type)
     held_out, train = setup.blocks.ids[-setup.held_out :], setup.blocks.ids[: -setup.held_out]
     progress = _resume(journal, trainee)
     if progress is None:
@@ -73,7 +71,6 @@ def refine(setup: Setup, journal: Journal, parts: Parts, how: Distill) -> tuple[
         progress = Progress(0, first, first, 0, snapshot(setup, trainee))
     else:
         setup.listener(Notice(f"continuing distillation at step {progress.step} of {steps}"))
-    every = max(1, steps // (EVALUATIONS if on_gpu else CPU_EVALUATIONS))
     order = sample_order(len(train), steps * batch)
     saved = time.monotonic()
     while progress.step < steps:
@@ -91,6 +88,13 @@ def refine(setup: Setup, journal: Journal, parts: Parts, how: Distill) -> tuple[
     facts |= {"held_out_kl_before": progress.first, "held_out_kl": progress.best, "kept_step": progress.best_step}
     journal.record(STEP, progress.best_part, facts)
     return STEP, facts
+
+
+def schedule(how: Distill, device: str) -> tuple[int, int, int]:
+    """Steps, samples a step, and steps between two looks at the held-out samples, for a kind of device."""
+    if device == "cpu":
+        return how.cpu_steps, how.cpu_batch_size, max(1, how.cpu_steps // CPU_EVALUATIONS)
+    return how.steps, how.batch_size, max(1, how.steps // EVALUATIONS)
 
 
 def make_trainee(setup: Setup, parts: Parts, how: Distill) -> Trainee:

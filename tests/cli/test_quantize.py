@@ -146,3 +146,10 @@ def test_hub_ids_are_told_how_to_download(cli: Any, here: Path) -> None:
 def test_errors_know_their_code() -> None:
     assert issubclass(OutputError, QuantlabError)
     assert OutputError("x", where="y", fix="z").one_line() == "QL0701 y: x; try: z"
+
+
+@pytest.mark.parametrize("out", [".", "..", "there/.."])
+def test_an_output_without_a_name_of_its_own_is_refused(out: str, model: Path, here: Path) -> None:
+    (here / "there").mkdir()
+    with pytest.raises(UsageError, match="does not name a folder"):
+        check_out(model, Path(out), force=True)
