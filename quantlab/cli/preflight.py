@@ -99,11 +99,11 @@ def check_out(source: Path, out: Path, force: bool, restart: bool = False) -> No
     An `out` that exists is let through with `force`, or where a run that put it in place was cut off before it could
     tidy up: whether it was this very run is for the run to find out.
     """
-    if out.name in ("", ".."):  # the work folder is named after it, and lies beside it
-        raise UsageError(f"'{out}' does not name a folder to make", where="--out", fix="--out ./NAME")
     here, there = source.resolve(), out.resolve()
     if there == here or there in here.parents or here in there.parents:
         raise UsageError(f"'{out}' and the source '{source}' must lie apart", where="--out")
+    if out.name in ("", ".."):  # the work folder is named after it, and lies beside it
+        raise UsageError(f"'{out}' does not name a folder to make", where="--out", fix="--out ./NAME")
     if out.exists() or out.is_symlink():
         if not force and (restart or published_by(out) is None):
             raise OutputError("exists already", where=str(out), fix="another --out, or --force to replace it")
