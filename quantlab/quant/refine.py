@@ -129,7 +129,7 @@ def make_trainee(setup: Setup, parts: Parts, how: Distill) -> Trainee:
 def train_step(setup: Setup, trainee: Trainee, teacher: CausalLM, ids: Tensor) -> float:
     """One step on ids: [B, T], in micro-batches; returns the mean KL in nats a token."""
     total = 0.0
-    micro = max(1, (4 * MICRO_TOKENS if setup.place.device.type == "cuda" else MICRO_TOKENS // 2) // ids.shape[1])
+    micro = max(1, (4 * MICRO_TOKENS if setup.place.device.type == "cuda" else MICRO_TOKENS) // ids.shape[1])
     trainee.optimizer.zero_grad(set_to_none=True)
     for part in ids.to(setup.place.device).split(micro):
         share = len(part) / len(ids)
