@@ -178,7 +178,7 @@ def _wanted_gap(streams: Streams, stage: int, w: Tensor, part: slice) -> Tensor:
     exact, quantized = streams.exact, streams.quantized
     assert exact is not None
     drift = exact.inputs[part].float() - streams.compared(quantized.inputs)[part].float()
-    gap = drift.flatten(0, 1) @ w.t()
+    gap = (drift.flatten(0, 1).to(quantized.inputs.dtype) @ w.t().to(quantized.inputs.dtype)).float()
     if stage in (1, 3):
         gap += (exact.x[part] - streams.compared(quantized.x)[part]).flatten(0, 1)
     return gap
