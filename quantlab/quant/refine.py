@@ -122,7 +122,8 @@ def make_trainee(setup: Setup, parts: Parts, how: Distill) -> Trainee:
         {"params": [linear.drift for linear in linears.values()]},
         {"params": list(norms.values())},
     ]
-    peaks = (how.code_rate, how.scale_rate, how.norm_rate)
+    factor = how.cpu_rate_factor if device.type == "cpu" else 1.0
+    peaks = (how.code_rate * factor, how.scale_rate * factor, how.norm_rate)
     return Trainee(model, linears, norms, torch.optim.Adam(groups, betas=(0.9, 0.95), eps=1e-10, fused=True), peaks)
 
 
