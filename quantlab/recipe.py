@@ -75,8 +75,8 @@ class Rounding(Strict):
 class Distill(Strict):
     """Train codes, scales and norms end to end towards the 16-bit model's next-token distribution.
 
-    A CPU takes `cpu_steps` of `cpu_batch_size` samples instead, what it can do in minutes; for codes to move at all in so
-    few steps, the rates of codes and scales are multiplied by `cpu_rate_factor` there.
+    A CPU takes `cpu_steps` of `cpu_batch_size` samples instead, what it can do in minutes; for codes to move at all in
+    so few, the rates of codes and scales are multiplied by `cpu_rate_factor` there.
     """
 
     kind: Literal["distill"] = Field("distill", alias="pass")
@@ -84,7 +84,7 @@ class Distill(Strict):
     batch_size: Annotated[int, Field(ge=1, le=1024)] = 8
     cpu_steps: Annotated[int, Field(ge=1, le=1_000_000)] = 200
     cpu_batch_size: Annotated[int, Field(ge=1, le=1024)] = 4
-    cpu_rate_factor: Annotated[float, Field(gt=0.0, le=100.0)] = 4.0
+    cpu_rate_factor: Annotated[float, Field(gt=0.0, le=100.0)] = 1.0
     code_rate: Rate = 0.006
     scale_rate: Rate = 0.001
     norm_rate: Rate = 0.0005
