@@ -56,6 +56,8 @@ def searched_params(
     w: [N, K] fp32; importance: [K] fp32, the mean square of each input channel (the Hessian's diagonal), or None for
     plain squared error. A symmetric scale may be negative: the side with the larger extreme gets the extra code.
     """
+    if importance is not None:  # inputs never seen still count a little, lest their weights be clipped for nothing
+        importance = importance.clamp(min=1e-6 * float(importance.mean()) or 1.0)
     rows = max(1, CHUNK_ELEMENTS // w.shape[1])
     parts = [_search_rows(chunk, importance, scheme, dtype) for chunk in w.split(rows)]
     scales = torch.cat([p[0] for p in parts])

@@ -1,6 +1,6 @@
 """From a checkpoint to a packed one: the blocks in order, the later stages, the folder. The one IO shell of `quant`.
 
-Holds no maths: blocks are quantized by `blockwise`, trained by `training`, kept by `journal`, written by `assemble`.
+Holds no maths: blocks are quantized by `blockwise`, trained by `refine`, kept by `journal`, written by `assemble`.
 """
 
 import json

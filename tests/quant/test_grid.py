@@ -143,3 +143,14 @@ def test_groups_are_runs_of_neighbouring_columns() -> None:
     zeros = torch.tensor([[1, 2]], dtype=torch.int8)
     codes = torch.ones(1, 4, dtype=torch.int8)
     assert levels(codes, zeros).tolist() == [[0, 0, -1, -1]]
+
+
+def test_weights_behind_inputs_never_seen_are_not_clipped() -> None:
+    w = torch.randn(8, 256)
+    importance = torch.cat([torch.zeros(128), torch.ones(128)])
+    scheme = Scheme("w4a16", 128)
+    seen, _ = searched_params(w, importance, scheme, torch.bfloat16)
+    plain, _ = searched_params(w, None, scheme, torch.bfloat16)
+    assert torch.equal(seen, plain)
+    none, _ = searched_params(w, torch.zeros(256), scheme, torch.bfloat16)
+    assert torch.equal(none, plain)
