@@ -43,6 +43,9 @@ def quantize_blocks(setup: Setup, journal: Journal, clock: StageClock) -> list[s
     tokens = 0 if setup.blocks is None else setup.solver_ids.numel()
     later = tuple(p.kind for p in setup.options.recipe.passes if p.kind == "distill")
     setup.listener(RunStarted(layers, resumed, tokens, (*later, "write", "verify")))
+    if setup.blocks is not None and len(setup.solver_ids) < len(setup.blocks.ids):
+        shown, there = len(setup.solver_ids), len(setup.blocks.ids)
+        setup.listener(Notice(f"on a CPU the solver sees {shown} of {there} samples (cpu_samples in the recipe)"))
     if resumed:
         setup.listener(Notice(f"continuing: {resumed} of {layers} blocks are finished"))
     head = setup.schemes.get("lm_head") is not None

@@ -79,11 +79,11 @@ def prepare(options: QuantizeOptions, listener: Listener) -> Setup:
         if len(blocks.ids) < 2:
             message = "one block cannot be solved on and held out at once"
             raise CalibrationError(message, where=blocks.source, fix="--samples 2, or a smaller --seq-len")
-    print_ = fingerprint(options.recipe, checkpoint, blocks, place)
-    published = is_published(options, print_)
+    identity = fingerprint(options.recipe, checkpoint, blocks, place)
+    published = is_published(options, identity)
     if options.out.exists() and not (options.force or published):
         raise _exists(options.out)
-    return Setup(options, checkpoint, config, schemes, blocks, place, print_, listener, published)
+    return Setup(options, checkpoint, config, schemes, blocks, place, identity, listener, published)
 
 
 def needs_text(recipe: Recipe) -> bool:
@@ -116,10 +116,10 @@ def check_output(options: QuantizeOptions) -> None:
         raise _exists(out)
 
 
-def is_published(options: QuantizeOptions, print_: dict[str, str]) -> bool:
-    """Whether `out` is what `options` with the fingerprint `print_` make, put in place by a run that was cut off."""
+def is_published(options: QuantizeOptions, identity: dict[str, str]) -> bool:
+    """Whether `out` is what `options` with the fingerprint `identity` make, put in place by a run that was cut off."""
     report = None if options.restart else published_by(options.out)
-    asked = (print_, options.max_shard_size)
+    asked = (identity, options.max_shard_size)
     return report is not None and (report.get("fingerprint"), report.get("max_shard_size")) == asked
 
 

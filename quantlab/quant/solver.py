@@ -53,7 +53,7 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Solution:
-    """Codes of the stacked rows, how they were found, and their relative squared output error by row pair of sums.
+    """Codes of the stacked rows, how they were found, and what they cost.
 
     errors, energies: [N], summed squares over held-out tokens of the output error and of the wanted output.
     """
