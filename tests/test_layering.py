@@ -23,7 +23,9 @@ ALLOWED: dict[str, set[str]] = {
     "quant": {
         "quantlab", "errors", "log", "events", "schemes", "recipe", "text", "quantlab_kernels", "models", "checkpoint",
     },
-    "eval": {"quantlab", "errors", "log", "text", "quantlab_kernels", "models", "checkpoint"},
+    "eval": {
+        "quantlab", "errors", "events", "log", "schemes", "recipe_file", "text", "quantlab_kernels", "models", "checkpoint",
+    },
     "bench": {
         "quantlab", "errors", "log", "events", "schemes", "recipe", "recipe_file", "text", "quantlab_kernels", "models",
         "checkpoint", "quant", "eval",

@@ -1,0 +1,210 @@
+"""What one evaluation found, as strict data: the only thing that the gate and every report read.
+
+Written as `report.json`; its JSON Schema is published in docs. Imports no torch and knows nothing about how a figure
+was measured, judged or drawn.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA_VERSION = 1
+Verdict = Literal["pass", "fail", "inconclusive"]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Strict(BaseModel):
+    """Frozen, and closed to keys that nobody declared."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Estimate(Strict):
+    """A measured value and its standard error (None: not estimable, for example from a single window)."""
+
+    value: float
+    standard_error: float | None = None
+
+
+class ModelFacts(Strict):
+    """A model that took part: where it is, what it is, and the digest of its weights."""
+
+    path: str
+    architecture: str
+    scheme: str  # "bf16", "w4a16 g128 symmetric", ...
+    bits_per_weight: float
+    bytes: int
+    weights: Digest
+    tokenizer: Digest
+
+
+class Protocol(Strict):
+    """How text was scored; two runs compare only if every field agrees. `name` is what tables print."""
+
+    name: str  # "gptq-2048"
+    text: Digest  # of the text's bytes
+    tokenizer: Digest
+    bos: Literal["none", "once", "each-window"]
+    window: int
+    tokens: int  # scored tokens
+    words: int  # whitespace-separated, of the scored text
+    bytes: int  # UTF-8, of the scored text
+    dtype: str  # of the runtime's activations
+    digest: Digest  # of all the fields above
+
+
+class Percentiles(Strict):
+    """The distribution of a per-token quantity; the order statistics are llama.cpp's set."""
+
+    mean: Estimate
+    median: float
+    p90: float
+    p95: float
+    p99: float
+    p999: float
+    maximum: float
+
+
+class Position(Strict):
+    """Means over the tokens of a slice of the window, to show what context does."""
+
+    start: int
+    stop: int
+    baseline_nll: float
+    candidate_nll: float
+    kl: float
+
+
+class Histogram(Strict):
+    """Counts of a per-token quantity between ascending edges; len(edges) == len(counts) + 1."""
+
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+
+
+class TextResult(Strict):
+    """Candidate against baseline on one text. Standard errors are clustered by window; nats unless said."""
+
+    name: str
+    protocol: Protocol
+    baseline_perplexity: Estimate
+    perplexity: Estimate
+    log_ratio: Estimate  # ln(candidate perplexity / baseline perplexity), paired
+    baseline_bits_per_byte: float
+    bits_per_byte: float
+    kl: Percentiles  # KL(baseline || candidate)
+    agreement: Estimate  # share of tokens at which both put the same token first
+    delta_p: Estimate  # mean of candidate's minus baseline's probability of the right token
+    delta_p_rms: Estimate
+    positions: tuple[Position, ...]
+    kl_histogram: Histogram
+
+
+class Flip(Strict):
+    """One item whose answer changed between right and wrong; `index` counts from 0 in the task's file."""
+
+    index: int
+    prompt: str
+    baseline: str
+    candidate: str
+    was_right: bool
+
+
+class TaskResult(Strict):
+    """Both models on the same items of one task. Accuracies are shares; the difference is candidate minus baseline."""
+
+    name: str
+    metric: str  # "acc", "acc_norm", "exact_match"
+    items: int
+    data: Digest  # of the items and the prompts made of them
+    baseline: Estimate
+    candidate: Estimate
+    difference: Estimate  # paired
+    low: float  # paired two-sided 95 % interval of the difference
+    high: float
+    right_to_wrong: int
+    wrong_to_right: int
+    answers_changed: int
+    mcnemar_p: float  # exact, one-sided: the candidate is worse
+    smallest_drop: float  # drop that this many items could have caught, at the gate's alpha and 80 % power
+    flips: tuple[Flip, ...]  # the first few, for reading
+
+
+class TextNoise(Strict):
+    """The baseline against itself under another batch size, on one text."""
+
+    name: str
+    kl: float
+    log_ratio: float
+    disagreement: float
+
+
+class TaskNoise(Strict):
+    """The same for one task: answers that flipped, out of `items`."""
+
+    name: str
+    items: int
+    flips: int
+
+
+class NoiseFloor(Strict):
+    """Nothing below these is called a difference."""
+
+    batch_sizes: tuple[int, int]
+    texts: tuple[TextNoise, ...]
+    tasks: tuple[TaskNoise, ...]
+
+
+class LayerError(Strict):
+    """One linear's relative output error on held-out tokens, from the quantizer's own report."""
+
+    module: str
+    error: float
+
+
+class GateLine(Strict):
+    """One requirement and how it came out; a line of `task.*` makes one of these a task."""
+
+    metric: str
+    requirement: str  # "at most 1.02", "not worse by 1 point"
+    measured: float | None
+    verdict: Verdict
+    p_value: float | None = None  # after Holm's correction
+    reason: str  # one sentence for people
+    below_noise: bool = False
+
+
+class GateResult(Strict):
+    """The verdict of the whole, and of each line."""
+
+    source: str  # the gate file, or "default"
+    alpha: float
+    verdict: Verdict
+    lines: tuple[GateLine, ...]
+
+
+class Machine(Strict):
+    """Where it was measured."""
+
+    device: str
+    torch: str
+    transformers: str
+    threads: int
+
+
+class Report(Strict):
+    """Everything that `report.json` holds."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    quantlab: str
+    created: str  # ISO 8601, UTC
+    machine: Machine
+    baseline: ModelFacts
+    candidate: ModelFacts
+    baseline_from_cache: bool
+    texts: tuple[TextResult, ...]
+    tasks: tuple[TaskResult, ...]
+    noise: NoiseFloor | None
+    layers: tuple[LayerError, ...]
+    gate: GateResult | None
+    seconds: dict[str, float]  # stage -> seconds
