@@ -24,7 +24,8 @@ ALLOWED: dict[str, set[str]] = {
         "quantlab", "errors", "log", "events", "schemes", "recipe", "text", "quantlab_kernels", "models", "checkpoint",
     },
     "eval": {
-        "quantlab", "errors", "events", "log", "schemes", "recipe_file", "text", "quantlab_kernels", "models", "checkpoint",
+        "quantlab", "errors", "events", "log", "schemes", "recipe_file", "text", "quantlab_kernels", "models",
+        "checkpoint",
     },
     "bench": {
         "quantlab", "errors", "log", "events", "schemes", "recipe", "recipe_file", "text", "quantlab_kernels", "models",
