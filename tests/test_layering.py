@@ -15,6 +15,7 @@ ALLOWED: dict[str, set[str]] = {
     "log": set(),
     "schemes": set(),
     "events": set(),
+    "units": set(),
     "recipe": {"schemes"},
     "recipe_file": {"quantlab", "errors", "schemes", "recipe"},
     "text": {"errors"},
@@ -24,7 +25,7 @@ ALLOWED: dict[str, set[str]] = {
         "quantlab", "errors", "log", "events", "schemes", "recipe", "text", "quantlab_kernels", "models", "checkpoint",
     },
     "eval": {
-        "quantlab", "errors", "events", "log", "schemes", "recipe_file", "text", "quantlab_kernels", "models",
+        "quantlab", "errors", "events", "log", "units", "schemes", "recipe_file", "text", "quantlab_kernels", "models",
         "checkpoint",
     },
     "bench": {
@@ -32,15 +33,16 @@ ALLOWED: dict[str, set[str]] = {
         "checkpoint", "quant", "eval",
     },
     "cli": {
-        "quantlab", "errors", "log", "events", "schemes", "recipe", "recipe_file", "text", "models", "checkpoint",
-        "quant", "eval",
+        "quantlab", "errors", "log", "events", "units", "schemes", "recipe", "recipe_file", "text", "models",
+        "checkpoint", "quant", "eval",
     },
     "__main__": {"cli", "log"},
 }  # fmt: skip
 
 # These answer --help, inspect, --dry-run and completion, so they and all that they import stay free of heavy imports.
 LIGHT = (
-    "quantlab.errors", "quantlab.log", "quantlab.schemes", "quantlab.events", "quantlab.recipe", "quantlab.recipe_file",
+    "quantlab.errors", "quantlab.log", "quantlab.schemes", "quantlab.events", "quantlab.units", "quantlab.recipe",
+    "quantlab.recipe_file",
     "quantlab.models.config", "quantlab.models.naming", "quantlab.checkpoint.header", "quantlab.checkpoint.hf",
     "quantlab.checkpoint.schema", "quantlab.checkpoint.sizes", "quantlab.quant.options", "quantlab.quant.plan",
     "quantlab.quant.work",

@@ -12,10 +12,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from quantlab.checkpoint.inspection import Inspection, ModuleRow, inspect_folder
-from quantlab.cli.console import data_console, human_bytes, human_count, plain_table, print_json
+from quantlab.cli.console import data_console, plain_table, print_json
 from quantlab.cli.examples import SETTINGS, epilog
 from quantlab.errors import CheckpointError, printable
 from quantlab.quant.plan import describe
+from quantlab.units import human_bytes, human_count
 
 EXAMPLES = (
     ("quantlab inspect ./Llama-3.2-1B-w4a16", "bits, sizes, and whether the format is sound"),

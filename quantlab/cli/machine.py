@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
-from quantlab.cli.console import human_bytes
+from quantlab.units import human_bytes
 
 Status = Literal["ok", "note", "missing"]
 # Lowest and first unsupported version of what the core needs; the same figures as in pyproject.toml.

@@ -8,10 +8,11 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from quantlab.cli.console import data_console, human_bytes, human_count, human_seconds, plain_table, print_json
+from quantlab.cli.console import data_console, plain_table, print_json
 from quantlab.quant.options import QuantizeOptions, Result
 from quantlab.quant.plan import Plan, PlannedModule, describe
 from quantlab.quant.work import REPORT_FILE, timings_file
+from quantlab.units import human_bytes, human_count, human_seconds
 
 
 def show_plan(plan: Plan, options: QuantizeOptions, as_json: bool) -> None:

@@ -10,7 +10,6 @@ import shutil
 from pathlib import Path
 
 from quantlab.checkpoint.hf import HFCheckpoint, open_checkpoint
-from quantlab.cli.console import human_bytes
 from quantlab.errors import CalibrationError, CheckpointError, OutputError, UsageError
 from quantlab.models.config import ModelConfig
 from quantlab.quant.options import DEFAULT_SAMPLES, DEFAULT_SEQ_LEN, CalibrationSpec
@@ -19,6 +18,7 @@ from quantlab.quant.work import published_by
 from quantlab.recipe import Recipe
 from quantlab.recipe_file import builtin, for_quality, load_recipe, regroup
 from quantlab.schemes import SchemeName
+from quantlab.units import human_bytes
 
 HUB_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
 DATASET_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(:[\w.-]+)?")

@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.text import Text
 
-from quantlab.cli.console import human_count, human_seconds
 from quantlab.cli.tracker import Tracker
 from quantlab.errors import printable
 from quantlab.events import BlockDone, Event, ModuleDone, Notice, RunStarted, StepDone
+from quantlab.units import human_count, human_seconds
 
 PLAIN_EVERY = 10.0  # seconds between two plain lines of one stage
 ROW = "{block:>9}  {error:>9}  {gain:>8}  {seconds:>7}  {left:>8}"

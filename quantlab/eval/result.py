@@ -4,11 +4,11 @@ Written as `report.json`; its JSON Schema is published in docs. Imports no torch
 was measured, judged or drawn.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Final = 1
 Verdict = Literal["pass", "fail", "inconclusive"]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
