@@ -20,10 +20,14 @@ class Strict(BaseModel):
 
 
 class Estimate(Strict):
-    """A measured value and its standard error (None: not estimable, for example from a single window)."""
+    """A measured value and its standard error (None: not estimable, for example from a single window).
+
+    `clusters` is how many independent groups stand behind the error; with few, Student's t replaces the normal.
+    """
 
     value: float
     standard_error: float | None = None
+    clusters: int | None = None
 
 
 class ModelFacts(Strict):
@@ -163,13 +167,19 @@ class LayerError(Strict):
 
 
 class GateLine(Strict):
-    """One requirement and how it came out; a line of `task.*` makes one of these a task."""
+    """One requirement and how it came out; a line of `task.*` makes one of these a task.
 
-    metric: str
-    requirement: str  # "at most 1.02", "not worse by 1 point"
-    measured: float | None
+    `low` and `high` are one-sided bounds of `measured`, each wrong with probability alpha; None where none exists.
+    """
+
+    metric: str  # "text.wikitext.ppl_ratio", "task.piqa.accuracy", "tasks.accuracy"
+    requirement: str  # "at most 1.05", "loss below 2 points"
+    limit: float | None = None  # what the bounds are compared with, in the units of `measured`
+    measured: float | None  # accuracies: candidate minus baseline, a share
+    low: float | None = None
+    high: float | None = None
     verdict: Verdict
-    p_value: float | None = None  # after Holm's correction
+    p_value: float | None = None  # that a candidate which meets the requirement looks this bad; after Holm's correction
     reason: str  # one sentence for people
     below_noise: bool = False
 
