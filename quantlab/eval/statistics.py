@@ -1,8 +1,8 @@
 """Means with honest errors, what they exceed, and corrections for looking at many of them.
 
 Standard errors are clustered: tokens of one window err together, so the window is the unit (Liang and Zeger 1986;
-Miller 2024, arXiv 2411.00640). Two models' answers to the same items, each right or wrong, differ only by flips: b items
-that the baseline alone has right, c that the candidate alone has right, out of n; the loss is (b - c) / n.
+Miller 2024, arXiv 2411.00640). Two models' answers to the same items, each right or wrong, differ only by flips: b
+items that the baseline alone has right, c that the candidate alone has right, out of n; the loss is (b - c) / n.
 Knows nothing about tasks, texts or gates.
 """
 
