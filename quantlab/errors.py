@@ -50,6 +50,12 @@ class CheckpointError(QuantlabError):
     exit_code, code = 4, "QL0401"
 
 
+class ReportError(QuantlabError):
+    """A result file that cannot be read, or that no evaluation of this version wrote."""
+
+    exit_code, code = 4, "QL0402"
+
+
 class UnsupportedModel(QuantlabError):
     """A sound checkpoint of a kind that quantlab does not handle."""
 

@@ -46,6 +46,7 @@ LIGHT = (
     "quantlab.models.config", "quantlab.models.naming", "quantlab.checkpoint.header", "quantlab.checkpoint.hf",
     "quantlab.checkpoint.schema", "quantlab.checkpoint.sizes", "quantlab.quant.options", "quantlab.quant.plan",
     "quantlab.quant.work",
+    "quantlab.eval.result", "quantlab.eval.reports.files", "quantlab.eval.reports.terminal",
     "quantlab.cli.app",
 )  # fmt: skip
 HEAVY = {"torch", "transformers", "datasets", "numpy", "safetensors", "pyarrow", "triton"}

@@ -1,0 +1,78 @@
+"""A report's files in a folder: written whole or not at all, and the result file read back with suspicion.
+
+Knows nothing about what the formats say.
+"""
+
+import os
+import tempfile
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from quantlab.checkpoint.header import open_regular
+from quantlab.errors import OutputError, QuantlabError, ReportError
+from quantlab.eval.reports.html import html
+from quantlab.eval.reports.junit import environment_error, junit
+from quantlab.eval.reports.markdown import markdown
+from quantlab.eval.result import Report
+
+RESULT, JUNIT, SUMMARY, PAGE = "report.json", "junit.xml", "summary.md", "report.html"
+MAX_BYTES = 64_000_000
+
+
+def write_reports(report: Report, out: Path) -> list[Path]:
+    """Write report.json, junit.xml, summary.md and report.html into `out`, replacing older ones; raises OutputError.
+
+    The result file is last: where it stands, the others belong to it.
+    """
+    contents = {
+        JUNIT: junit(report),
+        SUMMARY: markdown(report).encode(),
+        PAGE: html(report).encode(),
+        RESULT: report.model_dump_json(indent=1).encode() + b"\n",
+    }
+    return [_write(out / name, content) for name, content in contents.items()]
+
+
+def write_error(error: QuantlabError, out: Path) -> Path:
+    """Write a junit.xml that says why there is no verdict, into `out`; raises OutputError."""
+    return _write(out / JUNIT, environment_error(error))
+
+
+def read_report(path: Path) -> Report:
+    """The report in a result file, or in the folder that holds one; raises ReportError."""
+    file = path / RESULT if path.is_dir() else path
+    try:
+        with open_regular(file) as reader:
+            content = reader.read(MAX_BYTES + 1)
+    except (OSError, QuantlabError) as error:
+        reason = error.message if isinstance(error, QuantlabError) else f"cannot be read: {error}"
+        raise ReportError(reason, where=str(file)) from error
+    if len(content) > MAX_BYTES:
+        raise ReportError(f"is larger than {MAX_BYTES:,} bytes", where=str(file))
+    try:
+        return Report.model_validate_json(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(str(part)[:40] for part in first["loc"])
+        reason = f"is no result of `quantlab eval`: {place + ': ' if place else ''}{first['msg']}"
+        raise ReportError(reason, where=str(file)) from error
+
+
+def _write(path: Path, content: bytes) -> Path:
+    """Through a file beside it and a rename, so that a reader sees the old bytes or the new ones."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, unfinished = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        try:
+            with open(descriptor, "wb") as file:
+                file.write(content)
+                os.fchmod(file.fileno(), 0o644)
+            os.replace(unfinished, path)
+        except BaseException:
+            os.unlink(unfinished)
+            raise
+    except OSError as error:
+        reason = f"cannot be written: {error.strerror}"
+        raise OutputError(reason, where=str(path), fix="choose another --out folder") from error
+    return path
