@@ -17,7 +17,8 @@ ALLOWED: dict[str, set[str]] = {
     "events": set(),
     "units": set(),
     "recipe": {"schemes"},
-    "recipe_file": {"quantlab", "errors", "schemes", "recipe"},
+    "yaml_tree": {"errors"},
+    "recipe_file": {"quantlab", "errors", "schemes", "recipe", "yaml_tree"},
     "text": {"errors"},
     "models": {"errors", "quantlab_kernels"},
     "checkpoint": {"quantlab", "errors", "log", "schemes", "quantlab_kernels", "models"},
@@ -25,8 +26,8 @@ ALLOWED: dict[str, set[str]] = {
         "quantlab", "errors", "log", "events", "schemes", "recipe", "text", "quantlab_kernels", "models", "checkpoint",
     },
     "eval": {
-        "quantlab", "errors", "events", "log", "units", "schemes", "recipe_file", "text", "quantlab_kernels", "models",
-        "checkpoint",
+        "quantlab", "errors", "events", "log", "units", "schemes", "yaml_tree", "recipe_file", "text",
+        "quantlab_kernels", "models", "checkpoint",
     },
     "bench": {
         "quantlab", "errors", "log", "events", "schemes", "recipe", "recipe_file", "text", "quantlab_kernels", "models",
@@ -42,7 +43,7 @@ ALLOWED: dict[str, set[str]] = {
 # These answer --help, inspect, --dry-run and completion, so they and all that they import stay free of heavy imports.
 LIGHT = (
     "quantlab.errors", "quantlab.log", "quantlab.schemes", "quantlab.events", "quantlab.units", "quantlab.recipe",
-    "quantlab.recipe_file",
+    "quantlab.yaml_tree", "quantlab.recipe_file",
     "quantlab.models.config", "quantlab.models.naming", "quantlab.checkpoint.header", "quantlab.checkpoint.hf",
     "quantlab.checkpoint.schema", "quantlab.checkpoint.sizes", "quantlab.quant.options", "quantlab.quant.plan",
     "quantlab.quant.work",

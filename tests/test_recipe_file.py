@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -199,7 +200,7 @@ TREES = st.recursive(
 
 @given(st.dictionaries(KEYS, TREES, max_size=5))
 def test_any_tree_is_a_recipe_or_a_recipe_error(tree: dict[str, object]) -> None:
-    text = recipe_file.yaml.safe_dump(tree)
+    text = yaml.safe_dump(tree)
     try:
         recipe = parse_recipe(text, "r.yaml")
     except RecipeError as error:
