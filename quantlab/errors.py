@@ -68,6 +68,12 @@ class CalibrationError(QuantlabError):
     exit_code, code = 6, "QL0601"
 
 
+class TextError(QuantlabError):
+    """Evaluation text that is missing, unreadable or too short."""
+
+    exit_code, code = 6, "QL0602"
+
+
 class OutputError(QuantlabError):
     """An output place that exists, is full or cannot be written."""
 
@@ -90,6 +96,12 @@ class SolveError(QuantlabError):
     """A pass whose numbers went wrong (NaN, no finite loss)."""
 
     exit_code, code = 12, "QL1201"
+
+
+class NumericsError(QuantlabError):
+    """A model whose logits are NaN or infinite."""
+
+    exit_code, code = 12, "QL1202"
 
 
 def printable(text: str) -> str:
