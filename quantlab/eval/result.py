@@ -10,6 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 SCHEMA_VERSION: Final = 1
 Verdict = Literal["pass", "fail", "inconclusive"]
+# A result file may come from anyone: a number that no arithmetic of a report can take beyond what floats hold.
+Real = Annotated[float, Field(ge=-1e300, le=1e300, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0, le=2**63 - 1)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -25,9 +28,9 @@ class Estimate(Strict):
     `clusters` is how many independent groups stand behind the error; with few, Student's t replaces the normal.
     """
 
-    value: float
-    standard_error: float | None = None
-    clusters: int | None = None
+    value: Real
+    standard_error: Real | None = None
+    clusters: Count | None = None
 
 
 class ModelFacts(Strict):
@@ -36,8 +39,8 @@ class ModelFacts(Strict):
     path: str
     architecture: str
     scheme: str  # "bf16", "w4a16 g128 symmetric", ...
-    bits_per_weight: float
-    bytes: int
+    bits_per_weight: Real
+    bytes: Count
     weights: Digest
     tokenizer: Digest
 
@@ -49,10 +52,10 @@ class Protocol(Strict):
     text: Digest  # of the text's bytes
     tokenizer: Digest
     bos: Literal["none", "once", "each-window"]
-    window: int
-    tokens: int  # scored tokens
-    words: int  # whitespace-separated, of the scored text
-    bytes: int  # UTF-8, of the scored text
+    window: Count
+    tokens: Count  # scored tokens
+    words: Count  # whitespace-separated, of the scored text
+    bytes: Count  # UTF-8, of the scored text
     dtype: str  # of the runtime's activations
     digest: Digest  # of all the fields above
 
@@ -61,29 +64,29 @@ class Percentiles(Strict):
     """The distribution of a per-token quantity; the order statistics are llama.cpp's set."""
 
     mean: Estimate
-    median: float
-    p90: float
-    p95: float
-    p99: float
-    p999: float
-    maximum: float
+    median: Real
+    p90: Real
+    p95: Real
+    p99: Real
+    p999: Real
+    maximum: Real
 
 
 class Position(Strict):
     """Means over the tokens of a slice of the window, to show what context does."""
 
-    start: int
-    stop: int
-    baseline_nll: float
-    candidate_nll: float
-    kl: float
+    start: Count
+    stop: Count
+    baseline_nll: Real
+    candidate_nll: Real
+    kl: Real
 
 
 class Histogram(Strict):
     """Counts of a per-token quantity between ascending edges; len(edges) == len(counts) + 1."""
 
-    edges: tuple[float, ...]
-    counts: tuple[int, ...]
+    edges: tuple[Real, ...]
+    counts: tuple[Count, ...]
 
 
 class TextResult(Strict):
@@ -94,8 +97,8 @@ class TextResult(Strict):
     baseline_perplexity: Estimate
     perplexity: Estimate
     log_ratio: Estimate  # ln(candidate perplexity / baseline perplexity), paired
-    baseline_bits_per_byte: float
-    bits_per_byte: float
+    baseline_bits_per_byte: Real
+    bits_per_byte: Real
     kl: Percentiles  # KL(baseline || candidate)
     agreement: Estimate  # share of tokens at which both put the same token first
     delta_p: Estimate  # mean of candidate's minus baseline's probability of the right token
@@ -107,7 +110,7 @@ class TextResult(Strict):
 class Flip(Strict):
     """One item whose answer changed between right and wrong; `index` counts from 0 in the task's file."""
 
-    index: int
+    index: Count
     prompt: str
     baseline: str
     candidate: str
@@ -119,18 +122,18 @@ class TaskResult(Strict):
 
     name: str
     metric: str  # "acc", "acc_norm", "exact_match"
-    items: int
+    items: Count
     data: Digest  # of the items and the prompts made of them
     baseline: Estimate
     candidate: Estimate
     difference: Estimate  # paired
-    low: float  # paired two-sided 95 % interval of the difference
-    high: float
-    right_to_wrong: int
-    wrong_to_right: int
-    answers_changed: int
-    mcnemar_p: float  # exact, one-sided: the candidate is worse
-    smallest_drop: float  # drop that this many items could have caught, at the gate's alpha and 80 % power
+    low: Real  # paired two-sided 95 % interval of the difference, which lies within -1..1 even for a single item
+    high: Real
+    right_to_wrong: Count
+    wrong_to_right: Count
+    answers_changed: Count
+    mcnemar_p: Real  # exact, one-sided: the candidate is worse
+    smallest_drop: Real  # drop that this many items could have caught, at the gate's alpha and 80 % power
     flips: tuple[Flip, ...]  # the first few, for reading
 
 
@@ -138,23 +141,23 @@ class TextNoise(Strict):
     """The baseline against itself under another batch size, on one text."""
 
     name: str
-    kl: float
-    log_ratio: float
-    disagreement: float
+    kl: Real
+    log_ratio: Real
+    disagreement: Real
 
 
 class TaskNoise(Strict):
     """The same for one task: answers that flipped, out of `items`."""
 
     name: str
-    items: int
-    flips: int
+    items: Count
+    flips: Count
 
 
 class NoiseFloor(Strict):
     """Nothing below these is called a difference."""
 
-    batch_sizes: tuple[int, int]
+    batch_sizes: tuple[Count, Count]
     texts: tuple[TextNoise, ...]
     tasks: tuple[TaskNoise, ...]
 
@@ -163,7 +166,7 @@ class LayerError(Strict):
     """One linear's relative output error on held-out tokens, from the quantizer's own report."""
 
     module: str
-    error: float
+    error: Real
 
 
 class GateLine(Strict):
@@ -174,12 +177,12 @@ class GateLine(Strict):
 
     metric: str  # "text.wikitext.ppl_ratio", "task.piqa.accuracy", "tasks.accuracy"
     requirement: str  # "at most 1.05", "loss below 2 points"
-    limit: float | None = None  # what the bounds are compared with, in the units of `measured`
-    measured: float | None  # accuracies: candidate minus baseline, a share
-    low: float | None = None
-    high: float | None = None
+    limit: Real | None = None  # what the bounds are compared with, in the units of `measured`
+    measured: Real | None  # accuracies: candidate minus baseline, a share
+    low: Real | None = None
+    high: Real | None = None
     verdict: Verdict
-    p_value: float | None = None  # that a candidate which meets the requirement looks this bad; after Holm's correction
+    p_value: Real | None = None  # that a candidate which meets the requirement looks this bad; after Holm's correction
     reason: str  # one sentence for people
     below_noise: bool = False
 
@@ -188,7 +191,7 @@ class GateResult(Strict):
     """The verdict of the whole, and of each line."""
 
     source: str  # the gate file, or "default"
-    alpha: float
+    alpha: Real
     verdict: Verdict
     lines: tuple[GateLine, ...]
 
@@ -199,7 +202,7 @@ class Machine(Strict):
     device: str
     torch: str
     transformers: str
-    threads: int
+    threads: Count
 
 
 class Report(Strict):
@@ -217,4 +220,4 @@ class Report(Strict):
     noise: NoiseFloor | None
     layers: tuple[LayerError, ...]
     gate: GateResult | None
-    seconds: dict[str, float]  # stage -> seconds
+    seconds: dict[str, Real]  # stage -> seconds

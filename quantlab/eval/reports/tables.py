@@ -3,10 +3,10 @@
 Every cell is one printable line. Knows nothing about how a table is drawn.
 """
 
-import math
 from dataclasses import dataclass
 
 from quantlab.eval.reports.words import (
+    exp,
     one_line,
     percent,
     percent_with_error,
@@ -114,11 +114,11 @@ def shrink(report: Report) -> str:
 
 def ratio(text: TextResult) -> str:
     """`x 1.0431 (1.039 to 1.047)`: the perplexities' ratio and its 95 % interval."""
-    middle = f"x {math.exp(text.log_ratio.value):.4f}"
+    middle = f"x {exp(text.log_ratio.value):.4f}"
     if text.log_ratio.standard_error is None:
         return middle
     low, high = interval(text.log_ratio)
-    return f"{middle} ({math.exp(low):.4f} to {math.exp(high):.4f})"
+    return f"{middle} ({exp(low):.4f} to {exp(high):.4f})"
 
 
 def noise_of(report: Report, name: str) -> TextNoise | None:
@@ -153,7 +153,7 @@ def _text_rows(text: TextResult, noise: TextNoise | None, several: bool) -> list
 
 
 def _floor(noise: TextNoise) -> Row:
-    return f"x {math.exp(noise.log_ratio):.4f}", small(noise.kl), percent(1 - noise.disagreement)
+    return f"x {exp(noise.log_ratio):.4f}", small(noise.kl), percent(1 - noise.disagreement)
 
 
 def _task_row(report: Report, task: TaskResult) -> Row:
@@ -177,7 +177,7 @@ def _task_row(report: Report, task: TaskResult) -> Row:
 def _circumstances(report: Report) -> list[Row]:
     machine = report.machine
     versions = f"quantlab {one_line(report.quantlab)}, torch {one_line(machine.torch)}"
-    rows = [
+    rows: list[Row] = [
         ("versions", f"{versions}, transformers {one_line(machine.transformers)}"),
         ("machine", f"{one_line(machine.device)}, {machine.threads:,} threads"),
         ("baseline's figures", "from the cache" if report.baseline_from_cache else "measured now"),

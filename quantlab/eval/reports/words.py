@@ -3,6 +3,7 @@
 Knows nothing about terminals, Markdown or HTML.
 """
 
+import math
 import unicodedata
 
 from quantlab.errors import printable
@@ -49,6 +50,11 @@ def verdict_sentence(report: Report) -> str:
     if undecided:
         return f"Nothing is missed, but {_count(len(undecided), total)} undecided: {_named(undecided)}."
     return f"Every requirement is met ({total} of {total})."
+
+
+def exp(value: float) -> float:
+    """The exponential, short of overflow: a result file may say anything."""
+    return math.exp(min(value, 690.0))
 
 
 def perplexity(value: float) -> str:
