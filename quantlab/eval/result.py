@@ -99,6 +99,9 @@ class TextResult(Strict):
     log_ratio: Estimate  # ln(candidate perplexity / baseline perplexity), paired
     baseline_bits_per_byte: Real
     bits_per_byte: Real
+    # lm-eval's, for the protocol that scores every token as lm-eval does; no other protocol has one
+    baseline_word_perplexity: Real | None = None
+    word_perplexity: Real | None = None
     kl: Percentiles  # KL(baseline || candidate)
     agreement: Estimate  # share of tokens at which both put the same token first
     delta_p: Estimate  # mean of candidate's minus baseline's probability of the right token

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from quantlab.errors import UsageError
+from quantlab.models.device import find_device, multiplies_bf16
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,22 +31,6 @@ def choose_place(device: str, stored: torch.dtype) -> Place:
     A bf16 checkpoint is run in bf16, as engines will, where the hardware multiplies bf16 natively; any other in fp32,
     which loses nothing. Raises UsageError for a GPU that is not there.
     """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    place = torch.device(device)
-    if place.type == "cuda" and (not torch.cuda.is_available() or (place.index or 0) >= torch.cuda.device_count()):
-        raise UsageError(f"{device} is not there", where="--device", fix="--device cpu")
-    native = place.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
-    return Place(place, torch.bfloat16 if stored == torch.bfloat16 and native else torch.float32)
-
-
-def use_fast_products() -> None:
-    """Lets fp32 matrix products take the fastest kernel with at least TF32's precision.
-
-    On x86 this selects oneDNN, 2.2 times MKL's rate on the CPUs measured with the same error (4e-7); on a GPU it is
-    TF32, whose error (3e-4) lies under that of bf16 inputs, which it multiplies exactly.
-    """
-    if torch.cuda.is_available():
-        torch.set_float32_matmul_precision("high")
-    else:
-        torch.set_float32_matmul_precision("medium")
+    place = find_device(device)
+    bf16 = stored == torch.bfloat16 and multiplies_bf16(place)
+    return Place(place, torch.bfloat16 if bf16 else torch.float32)

@@ -17,9 +17,10 @@ from quantlab.checkpoint.reader import TORCH_DTYPES
 from quantlab.errors import CalibrationError, OutputError
 from quantlab.events import Listener
 from quantlab.models.config import ModelConfig
+from quantlab.models.device import use_fast_products
 from quantlab.models.naming import EMBEDDING, tensor_shapes
 from quantlab.quant.data import Blocks, load_blocks
-from quantlab.quant.device import Place, choose_place, use_fast_products
+from quantlab.quant.device import Place, choose_place
 from quantlab.quant.options import QuantizeOptions
 from quantlab.quant.plan import assign_schemes
 from quantlab.quant.work import published_by

@@ -1,0 +1,154 @@
+"""How a text is scored: which tokens a model sees, which of them count, and a digest of all that.
+
+Two named protocols, never mixed. `gptq-W`: the text is tokenized once (a BOS, if the tokenizer has one, at its very
+start) and cut into disjoint windows of W tokens, the tail dropped, every token of a window but its first scored
+(IST-DASLab/gptq, llama.py). `rolling-W`: the text is one document behind one prefix token, every token is scored, W of
+them at a time with one token of context (lm-eval 0.4, `loglikelihood_rolling`), so that word perplexity and bits per
+byte are those of lm-eval. Knows nothing about models.
+"""
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from quantlab.errors import TextError, UsageError
+from quantlab.eval.result import Protocol
+from quantlab.text import Tokenizer
+
+ProtocolName = Literal["gptq", "rolling"]
+DEFAULT_WINDOW = 2048
+MIN_WINDOW = 16
+MEANINGS = {
+    "name": "the protocol", "text": "the text", "tokenizer": "the tokenizer", "bos": "the tokens before the text",
+    "window": "the window", "tokens": "the number of tokens", "words": "the number of words",
+    "bytes": "the number of bytes", "dtype": "the dtype", "digest": "the digest",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """A text ready to be scored: `rows` of ids [L + 1] int64, of which the first L are fed and the last L are scored."""
+
+    protocol: Protocol
+    rows: tuple[Tensor, ...]
+
+    def batches(self, size: int) -> list[tuple[Tensor, ...]]:
+        """Consecutive rows of one length, at most `size` together."""
+        found: list[tuple[Tensor, ...]] = []
+        for row in self.rows:
+            if found and len(found[-1]) < size and len(found[-1][0]) == len(row):
+                found[-1] = (*found[-1], row)
+            else:
+                found.append((row,))
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """What to cut a text into: `tokens` limits how many tokens of the text are looked at."""
+
+    protocol: ProtocolName
+    window: int
+    tokens: int | None
+    dtype: str
+
+
+def make_windows(text: str, tokenizer: Tokenizer, cut: Cut, where: str) -> Windows:
+    """`text` cut as `cut` says; raises TextError, naming `where`, when there is not enough of it."""
+    ids, complete = _encode(text, tokenizer, cut.tokens)
+    rows, covered, bos = (_gptq if cut.protocol == "gptq" else _rolling)(ids, tokenizer, cut.window)
+    if not rows:
+        message = f"{len(ids)} tokens of text do not fill one window of {cut.window}"
+        raise TextError(message, where=where, fix="more text, or a smaller --window")
+    held = text if complete and covered == len(ids) else tokenizer.decode(ids[:covered].tolist())
+    facts = {
+        "name": f"{cut.protocol}-{cut.window}",
+        "text": sha256(text.encode("utf-8", "surrogatepass")),
+        "tokenizer": tokenizer_digest(tokenizer),
+        "bos": bos,
+        "window": cut.window,
+        "tokens": sum(len(row) - 1 for row in rows),
+        "words": count_words(held),
+        "bytes": len(held.encode("utf-8", "surrogatepass")),
+        "dtype": cut.dtype,
+    }
+    return Windows(Protocol.model_validate({**facts, "digest": digest(facts)}), rows)
+
+
+def check_comparable(one: Protocol, other: Protocol) -> None:
+    """Raises UsageError, naming what differs, unless both were measured by the same protocol on the same text."""
+    if one.digest == other.digest:
+        return
+    fields = [name for name in MEANINGS if name != "digest" and getattr(one, name) != getattr(other, name)]
+    if "tokenizer" in fields:
+        message = "the two models do not share a tokenizer, so their figures cannot be compared"
+        raise UsageError(message, fix="copy the baseline's tokenizer files into the candidate's folder, if they belong")
+    raise UsageError(f"measured by different protocols: {', '.join(MEANINGS[name] for name in fields)} differ")
+
+
+def tokens_held(protocol: Protocol) -> int:
+    """Tokens of text in the windows: those scored, and with gptq also each window's first, which is not."""
+    if protocol.name.startswith("gptq"):
+        return protocol.tokens // (protocol.window - 1) * protocol.window - (protocol.bos == "once")
+    return protocol.tokens
+
+
+def count_words(text: str) -> int:
+    """Words as lm-eval counts them (`len(re.split(r"\\s+", doc))`), at least one."""
+    return len(re.split(r"\s+", text))
+
+
+def tokenizer_digest(tokenizer: Tokenizer) -> str:
+    """sha256 (hex) of what decides how text becomes ids; what only pads, truncates or formats does not count."""
+    backend = getattr(tokenizer.backend, "backend_tokenizer", None)
+    if backend is None:
+        rules: dict[str, object] = {"vocab": tokenizer.backend.get_vocab()}
+    else:
+        rules = json.loads(backend.to_str())
+        for name in ("version", "truncation", "padding", "decoder"):
+            rules.pop(name, None)
+    return digest({"rules": rules, "frame": [tokenizer.prefix, tokenizer.suffix]})
+
+
+def digest(value: object) -> str:
+    """sha256 (hex) of `value` as canonical JSON."""
+    return sha256(json.dumps(value, sort_keys=True).encode())
+
+
+def sha256(data: bytes) -> str:
+    """sha256 (hex) of bytes."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def _encode(text: str, tokenizer: Tokenizer, limit: int | None) -> tuple[Tensor, bool]:
+    """The first `limit` ids of the text without special tokens, [T] int64, and whether these are all."""
+    ids: list[int] = []
+    for piece in tokenizer.encode_pieces(text):
+        ids += piece
+        if limit is not None and len(ids) > limit:
+            return torch.tensor(ids[:limit]), False
+    return torch.tensor(ids, dtype=torch.int64), True
+
+
+def _gptq(ids: Tensor, tokenizer: Tokenizer, window: int) -> tuple[tuple[Tensor, ...], int, str]:
+    """Rows, tokens of text in them, and the rule of the BOS."""
+    framed = torch.cat([torch.tensor(tokenizer.prefix, dtype=torch.int64), ids])
+    count = len(framed) // window
+    rows = framed[: count * window].split(window) if count else ()
+    return tuple(rows), count * window - len(tokenizer.prefix), "once" if tokenizer.prefix else "none"
+
+
+def _rolling(ids: Tensor, tokenizer: Tokenizer, window: int) -> tuple[tuple[Tensor, ...], int, str]:
+    """Rows that overlap by one token, behind BOS or, without one, EOS, which is what lm-eval begins with."""
+    prefix = tokenizer.bos_id if tokenizer.bos_id is not None else tokenizer.eos_id
+    if prefix is None:
+        message = "the tokenizer has neither BOS nor EOS, and the rolling protocol begins with one"
+        raise UsageError(message, where=str(tokenizer.folder), fix="--protocol gptq")
+    framed = torch.cat([torch.tensor([prefix]), ids])
+    starts = range(0, len(ids), window)
+    return tuple(framed[start : start + window + 1] for start in starts), len(ids), "once"
