@@ -1,0 +1,102 @@
+"""How a decode step is cut into programs, and the kernel that adds what they found.
+
+Attention over a part of the tokens leaves an output normalized by its own weights and the log2 of their sum; parts
+combine exactly (FlashAttention-2, arXiv 2307.08691, section 3.1). Knows nothing about where keys and values lie.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+# The merge reads this many parts at most, and is compiled for these counts only.
+PART_BUCKETS = (16, 64, 128)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A grid: warps a program, tokens a step, pipeline stages, and parts that a sequence's tokens are cut into."""
+
+    warps: int
+    tokens: int
+    stages: int
+    parts: int
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the programs of a step leave behind. output: [S * KV heads, parts, G, D] fp32; weight: that without D."""
+
+    output: Tensor
+    weight: Tensor
+
+
+def plan_16bit(pairs: int, tokens: int, head_dim: int, processors: int) -> Plan:
+    """The grid for 16-bit caches; pairs: (sequence, KV head) pairs, tokens: the most that one of them attends to.
+
+    Measured on an H200: from a pair for each processor on, wide programs and no parts; below, many narrow ones.
+    """
+    wide = pairs >= processors
+    warps, per_processor = (4, 2) if wide else (2, 4)
+    step = (64 if wide else 32) if head_dim <= 128 else 32
+    return Plan(warps, step, 5 if head_dim <= 128 else 3, _parts(pairs, tokens, step, processors * per_processor))
+
+
+def plan_int8(pairs: int, tokens: int, head_dim: int, processors: int) -> Plan:
+    """The grid for INT8 caches: about 8 warps a processor in one wave, and of such grids the one with fewest parts.
+
+    A program's warps walk 32 tokens each, so warps are a way to cut a sequence that costs no merge.
+    """
+    per_pair = max(1, 8 * processors // max(pairs, 1))
+    few = 2 if tokens > 8192 or pairs * tokens <= 4096 else 1
+    warps = few if per_pair > 4 else 1 << (per_pair.bit_length() - 1)
+    return Plan(warps, 32, 1, _parts(pairs, tokens, 32 * warps, processors * 8 // warps))
+
+
+def empty_parts(pairs: int, parts: int, group: int, head_dim: int, like: Tensor) -> Parts:
+    """Room for what `parts` programs of each of `pairs` leave behind."""
+    output = torch.empty(pairs, parts, group, head_dim, dtype=torch.float32, device=like.device)
+    return Parts(output, torch.empty(pairs, parts, group, dtype=torch.float32, device=like.device))
+
+
+def has_pdl(x: Tensor) -> bool:
+    """Whether kernels on x's device may start before the one ahead of them ends (programmatic dependent launch)."""
+    return x.is_cuda and torch.cuda.get_device_capability(x.device) >= (9, 0)
+
+
+def _parts(pairs: int, tokens: int, step: int, slots: int) -> int:
+    """Parts that fill the GPU's slots once, none of them shorter than a step."""
+    return max(1, min(slots // max(pairs, 1), triton.cdiv(tokens, step), PART_BUCKETS[-1]))
+
+
+@triton.jit(do_not_specialize=["parts"])
+def _merge_kernel(
+    part_output, part_weight, out, parts, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, DIM: tl.constexpr,
+    MOST: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+    row = tl.program_id(0).to(tl.int64)  # sequence * query heads + head
+    part, channel = tl.arange(0, MOST), tl.arange(0, DIM)
+    at = (row // GROUP * parts + part) * GROUP + row % GROUP
+    ok, inside = part < parts, channel < HEAD_DIM
+    weight = tl.load(part_weight + at, ok, -float("inf"))
+    output = tl.load(part_output + at[:, None] * HEAD_DIM + channel[None, :], ok[:, None] & inside[None, :], 0.0)
+    # An empty sequence has only weights of -inf: the finite floor keeps -inf - -inf away, and 0 / tiny is 0.
+    share = tl.exp2(weight - tl.maximum(tl.max(weight, 0), -1e30))
+    total = tl.sum(output * share[:, None], 0) / tl.maximum(tl.sum(share, 0), 1e-30)
+    tl.store(out + row * HEAD_DIM + channel, total.to(out.dtype.element_ty), inside)
+
+
+def launch_merge(parts: Parts, out: Tensor) -> None:
+    """Add the parts of every row in fixed order. out: [S, H, D] contiguous."""
+    _, count, group, head_dim = parts.output.shape
+    most = next(bucket for bucket in PART_BUCKETS if count <= bucket)
+    pdl = has_pdl(out)
+    _merge_kernel[(out.shape[0] * out.shape[1],)](
+        parts.output, parts.weight, out, count, GROUP=group, HEAD_DIM=head_dim, DIM=triton.next_power_of_2(head_dim),
+        MOST=most, PDL=pdl, num_warps=4 if most <= 64 else 8, launch_pdl=pdl,
+    )  # fmt: skip
