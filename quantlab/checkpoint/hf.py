@@ -109,9 +109,16 @@ class HFCheckpoint:
 
     def fingerprint(self) -> str:
         """sha256 (hex) of names, sizes and contents of config.json, weights and extra files; reads them all."""
+        return self._digest([self.folder / "config.json", *self.files, *self.extra_files])
+
+    def weights_digest(self) -> str:
+        """The same of config.json and the weights alone, which are what a model's outputs depend on."""
+        return self._digest([self.folder / "config.json", *self.files])
+
+    def _digest(self, paths: Iterable[Path]) -> str:
         digest = hashlib.sha256()
-        for path in [self.folder / "config.json", *self.files, *self.extra_files]:
-            content, size = _file_digest(path)
+        for path in paths:
+            content, size = file_digest(path)
             digest.update(f"{path.relative_to(self.folder).as_posix()}\0{size}\0{content}\n".encode())
         return digest.hexdigest()
 
@@ -221,7 +228,7 @@ def _nearest(name: str, names: Iterable[str]) -> str:
     return f" (the nearest name is {close[0]})" if close else ""
 
 
-def _file_digest(path: Path) -> tuple[str, int]:
+def file_digest(path: Path) -> tuple[str, int]:
     """sha256 (hex) and size of a file, streamed."""
     digest, size = hashlib.sha256(), 0
     with open_regular(path) as file:

@@ -16,7 +16,14 @@ from quantlab.checkpoint.reader import TensorReader
 from quantlab.models.config import ModelConfig
 from quantlab.models.decoder import CausalLM, build_block, build_model
 from quantlab.models.layers import DecoderBlock
-from quantlab.models.naming import block_linear_shapes, block_prefix, block_tensor_shapes, linear_shapes
+from quantlab.models.naming import (
+    EMBEDDING,
+    LM_HEAD,
+    block_linear_shapes,
+    block_prefix,
+    block_tensor_shapes,
+    linear_shapes,
+)
 from quantlab_kernels.layout import QuantizedWeight
 from quantlab_kernels.ref import dequantize
 
@@ -30,6 +37,18 @@ def load_model(folder: Path, dtype: torch.dtype, device: torch.device | str) -> 
         if replacement is not None:
             model.set_linear(name, replacement)
     return model.eval()
+
+
+def load_head(folder: Path, dtype: torch.dtype, device: torch.device | str) -> nn.Module:
+    """The output layer alone of the model in `folder`, exactly as `load_model` gives it; raises the same errors."""
+    weights = ModelWeights(open_model(folder), dtype, device)
+    config = weights.config
+    with torch.device("meta"):
+        head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+    tensor = weights.tensor(EMBEDDING if config.tie_word_embeddings else LM_HEAD).to(device, dtype)
+    head.weight = nn.Parameter(tensor, requires_grad=False)
+    replacement = weights.replacement("lm_head", None) if "lm_head" in linear_shapes(config) else None
+    return (replacement or head).eval()
 
 
 class ModelWeights:

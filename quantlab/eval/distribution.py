@@ -10,7 +10,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from quantlab.eval.protocol import tokens_held
 from quantlab.eval.result import Estimate, Histogram, Percentiles, Position, Protocol, TextNoise, TextResult
 from quantlab.eval.scoring import TokenScores
 from quantlab.eval.statistics import mean_of_clusters
@@ -23,9 +22,8 @@ MAX_NATS = 690.0  # exp of more is beyond what a result file may hold; a model t
 def text_result(name: str, protocol: Protocol, scores: TokenScores, lengths: Sequence[int]) -> TextResult:
     """Everything that is told of one text; `lengths` are the scored tokens of each window, in order."""
     before, after = _mean(scores.baseline_nll, lengths), _mean(scores.nll, lengths)
-    # The whole text counts, though gptq scores all but one token of a window: nats a token times tokens a byte.
-    bits_a_nat = tokens_held(protocol) / protocol.bytes / math.log(2)
-    whole_words = tokens_held(protocol) / protocol.words if protocol.name.startswith("rolling") else None
+    bits_a_nat = protocol.tokens / max(1, protocol.bytes) / math.log(2)
+    whole_words = protocol.tokens / protocol.words if protocol.name.startswith("rolling") else None
     return TextResult(
         name=name,
         protocol=protocol,

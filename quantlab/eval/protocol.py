@@ -32,19 +32,25 @@ MEANINGS = {
 
 @dataclass(frozen=True, slots=True)
 class Windows:
-    """A text ready to be scored: `rows` of ids [L + 1] int64, of which the first L are fed and the last L are scored."""
+    """A text ready to be scored: `rows` of ids [L + 1] int64, the first L fed, the last L scored."""
 
     protocol: Protocol
     rows: tuple[Tensor, ...]
 
-    def batches(self, size: int) -> list[tuple[Tensor, ...]]:
-        """Consecutive rows of one length, at most `size` together."""
-        found: list[tuple[Tensor, ...]] = []
-        for row in self.rows:
-            if found and len(found[-1]) < size and len(found[-1][0]) == len(row):
-                found[-1] = (*found[-1], row)
+    @property
+    def lengths(self) -> list[int]:
+        """Scored tokens of each row."""
+        return [len(row) - 1 for row in self.rows]
+
+    def batches(self, size: int) -> list[range]:
+        """Consecutive rows of one length, at most `size` together, as ranges of their indices."""
+        found: list[range] = []
+        for index, row in enumerate(self.rows):
+            last = found[-1] if found else range(0)
+            if 0 < len(last) < size and len(self.rows[last[0]]) == len(row):
+                found[-1] = range(last.start, index + 1)
             else:
-                found.append((row,))
+                found.append(range(index, index + 1))
         return found
 
 
@@ -61,11 +67,12 @@ class Cut:
 def make_windows(text: str, tokenizer: Tokenizer, cut: Cut, where: str) -> Windows:
     """`text` cut as `cut` says; raises TextError, naming `where`, when there is not enough of it."""
     ids, complete = _encode(text, tokenizer, cut.tokens)
-    rows, covered, bos = (_gptq if cut.protocol == "gptq" else _rolling)(ids, tokenizer, cut.window)
+    rows, bos = (_gptq if cut.protocol == "gptq" else _rolling)(ids, tokenizer, cut.window)
     if not rows:
         message = f"{len(ids)} tokens of text do not fill one window of {cut.window}"
         raise TextError(message, where=where, fix="more text, or a smaller --window")
-    held = text if complete and covered == len(ids) else tokenizer.decode(ids[:covered].tolist())
+    whole = complete and cut.protocol == "rolling"
+    scored = [text] if whole else [tokenizer.decode(row[1:].tolist()) for row in rows]
     facts = {
         "name": f"{cut.protocol}-{cut.window}",
         "text": sha256(text.encode("utf-8", "surrogatepass")),
@@ -73,8 +80,8 @@ def make_windows(text: str, tokenizer: Tokenizer, cut: Cut, where: str) -> Windo
         "bos": bos,
         "window": cut.window,
         "tokens": sum(len(row) - 1 for row in rows),
-        "words": count_words(held),
-        "bytes": len(held.encode("utf-8", "surrogatepass")),
+        "words": sum(count_words(part) for part in scored),
+        "bytes": sum(len(part.encode("utf-8", "surrogatepass")) for part in scored),
         "dtype": cut.dtype,
     }
     return Windows(Protocol.model_validate({**facts, "digest": digest(facts)}), rows)
@@ -89,13 +96,6 @@ def check_comparable(one: Protocol, other: Protocol) -> None:
         message = "the two models do not share a tokenizer, so their figures cannot be compared"
         raise UsageError(message, fix="copy the baseline's tokenizer files into the candidate's folder, if they belong")
     raise UsageError(f"measured by different protocols: {', '.join(MEANINGS[name] for name in fields)} differ")
-
-
-def tokens_held(protocol: Protocol) -> int:
-    """Tokens of text in the windows: those scored, and with gptq also each window's first, which is not."""
-    if protocol.name.startswith("gptq"):
-        return protocol.tokens // (protocol.window - 1) * protocol.window - (protocol.bos == "once")
-    return protocol.tokens
 
 
 def count_words(text: str) -> int:
@@ -135,15 +135,15 @@ def _encode(text: str, tokenizer: Tokenizer, limit: int | None) -> tuple[Tensor,
     return torch.tensor(ids, dtype=torch.int64), True
 
 
-def _gptq(ids: Tensor, tokenizer: Tokenizer, window: int) -> tuple[tuple[Tensor, ...], int, str]:
-    """Rows, tokens of text in them, and the rule of the BOS."""
+def _gptq(ids: Tensor, tokenizer: Tokenizer, window: int) -> tuple[tuple[Tensor, ...], str]:
+    """Rows, and the rule of the BOS."""
     framed = torch.cat([torch.tensor(tokenizer.prefix, dtype=torch.int64), ids])
     count = len(framed) // window
     rows = framed[: count * window].split(window) if count else ()
-    return tuple(rows), count * window - len(tokenizer.prefix), "once" if tokenizer.prefix else "none"
+    return tuple(rows), "once" if tokenizer.prefix else "none"
 
 
-def _rolling(ids: Tensor, tokenizer: Tokenizer, window: int) -> tuple[tuple[Tensor, ...], int, str]:
+def _rolling(ids: Tensor, tokenizer: Tokenizer, window: int) -> tuple[tuple[Tensor, ...], str]:
     """Rows that overlap by one token, behind BOS or, without one, EOS, which is what lm-eval begins with."""
     prefix = tokenizer.bos_id if tokenizer.bos_id is not None else tokenizer.eos_id
     if prefix is None:
@@ -151,4 +151,4 @@ def _rolling(ids: Tensor, tokenizer: Tokenizer, window: int) -> tuple[tuple[Tens
         raise UsageError(message, where=str(tokenizer.folder), fix="--protocol gptq")
     framed = torch.cat([torch.tensor([prefix]), ids])
     starts = range(0, len(ids), window)
-    return tuple(framed[start : start + window + 1] for start in starts), len(ids), "once"
+    return tuple(framed[start : start + window + 1] for start in starts), "once"

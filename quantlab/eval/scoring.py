@@ -4,7 +4,7 @@ Logits come in chunks of a few MB and are gone after them, so the vocabulary and
 Knows nothing about text, windows of it, or where a model's hidden states come from.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,11 +32,19 @@ class TokenScores:
     agree: Tensor
     delta_p: Tensor
 
+    @property
+    def columns(self) -> tuple[Tensor, ...]:
+        """The columns, in the order of the fields."""
+        return self.baseline_nll, self.nll, self.kl, self.agree, self.delta_p
+
     @classmethod
-    def joined(cls, parts: list["TokenScores"]) -> "TokenScores":
+    def joined(cls, parts: Sequence["TokenScores"]) -> "TokenScores":
         """The tokens of all parts, in order."""
-        columns = ("baseline_nll", "nll", "kl", "agree", "delta_p")
-        return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in columns))
+        return cls(*(torch.cat(columns) for columns in zip(*(part.columns for part in parts), strict=True)))
+
+    def cpu(self) -> "TokenScores":
+        """The same on the CPU."""
+        return TokenScores(*(column.cpu() for column in self.columns))
 
 
 def score_chunk(baseline: Tensor, candidate: Tensor, targets: Tensor) -> TokenScores:
