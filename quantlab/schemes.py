@@ -42,3 +42,11 @@ class Scheme:
     def groups(self, in_features: int) -> int:
         """Scales per output row for `in_features` columns."""
         return 1 if self.group_size is None else in_features // self.group_size
+
+
+def describe(scheme: Scheme | None) -> str:
+    """A scheme in a few characters: `w4a16 g128`, `w4a16 g32 asym`, `w8a8`, `16-bit`."""
+    if scheme is None:
+        return "16-bit"
+    group = "" if scheme.name == "w8a8" else " channel" if scheme.group_size is None else f" g{scheme.group_size}"
+    return f"{scheme.name}{group}{'' if scheme.symmetric else ' asym'}"

@@ -15,7 +15,7 @@ from quantlab.checkpoint.inspection import Inspection, ModuleRow, inspect_folder
 from quantlab.cli.console import data_console, plain_table, print_json
 from quantlab.cli.examples import SETTINGS, epilog
 from quantlab.errors import CheckpointError, printable
-from quantlab.quant.plan import describe
+from quantlab.schemes import describe
 from quantlab.units import human_bytes, human_count
 
 EXAMPLES = (

@@ -10,8 +10,9 @@ from rich.table import Table
 
 from quantlab.cli.console import data_console, plain_table, print_json
 from quantlab.quant.options import QuantizeOptions, Result
-from quantlab.quant.plan import Plan, PlannedModule, describe
+from quantlab.quant.plan import Plan, PlannedModule
 from quantlab.quant.work import REPORT_FILE, timings_file
+from quantlab.schemes import describe
 from quantlab.units import human_bytes, human_count, human_seconds
 
 

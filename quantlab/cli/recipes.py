@@ -12,9 +12,10 @@ import typer
 
 from quantlab.cli.console import data_console, plain_table, print_json
 from quantlab.cli.examples import SETTINGS, epilog
-from quantlab.quant.plan import describe, scheme_of
+from quantlab.quant.plan import scheme_of
 from quantlab.recipe import Recipe
 from quantlab.recipe_file import builtin, builtin_names, builtin_text, load_recipe
+from quantlab.schemes import describe
 
 LIST_EXAMPLES = (("quantlab recipes list", "every built-in recipe"),)
 SHOW_EXAMPLES = (

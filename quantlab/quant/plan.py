@@ -20,7 +20,7 @@ from quantlab.quant.estimate import MemoryItem, flops, memory, parameters, secon
 from quantlab.quant.options import DEFAULT_SAMPLES, QuantizeOptions
 from quantlab.quant.patterns import matching
 from quantlab.recipe import Override, Recipe
-from quantlab.schemes import GROUP_SIZES, Scheme
+from quantlab.schemes import GROUP_SIZES, Scheme, describe
 
 TIED = "shares its weight with the embedding"
 BYTES_PER_TOKEN = 4.0  # of English text; only sizes the estimate when every block of a text is used
@@ -272,11 +272,3 @@ def _disagreeing(schemes: Mapping[str, Scheme | None], config: ModelConfig) -> l
                 parent = names[0].rsplit(".", 1)[0]
                 problems.append(f"{parent}: engines fuse these, so they must share one scheme: {told}")
     return problems[:8]
-
-
-def describe(scheme: Scheme | None) -> str:
-    """A scheme in a few characters: `w4a16 g128`, `w4a16 g32 asym`, `w8a8`, `16-bit`."""
-    if scheme is None:
-        return "16-bit"
-    group = "" if scheme.name == "w8a8" else " channel" if scheme.group_size is None else f" g{scheme.group_size}"
-    return f"{scheme.name}{group}{'' if scheme.symmetric else ' asym'}"

@@ -15,10 +15,10 @@ from quantlab.errors import CheckpointError, RecipeError
 from quantlab.models.config import ModelConfig
 from quantlab.models.naming import linear_shapes, tensor_shapes
 from quantlab.quant.options import CalibrationSpec, QuantizeOptions
-from quantlab.quant.plan import Plan, assign, assign_schemes, describe, make_plan, scheme_of
+from quantlab.quant.plan import Plan, assign, assign_schemes, make_plan, scheme_of
 from quantlab.recipe import Recipe
 from quantlab.recipe_file import builtin, for_quality
-from quantlab.schemes import Scheme
+from quantlab.schemes import Scheme, describe
 
 INT4 = Scheme("w4a16", 128)
 SMALL: dict[str, Any] = {
