@@ -6,6 +6,7 @@ Knows nothing about models, calibration or files other than the tokenizer's own.
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from quantlab.errors import CheckpointError
 # A tokenizer keeps offsets and strings of every token it returns: 4 MB of text take 0.8 GB and 4.9 s in one call,
 # 0.02 GB and 1.4 s in pieces of this size.
 PIECE_CHARS = 1 << 14
+PIECES = 16  # encoded at once, on as many threads as the machine has
 PROBE = "a"
 WORD_START = re.compile(r"(?<=[^\W\d_]) (?=[^\W\d_])")
 
@@ -46,8 +48,8 @@ class Tokenizer:
         """The ids of `encode` a few thousand at a time, so that memory stays flat however long the text."""
         if special_tokens and self.prefix:
             yield list(self.prefix)
-        for piece in split_words(text, PIECE_CHARS):
-            yield list(self.backend.encode(piece, add_special_tokens=False, verbose=False))
+        for pieces in batched(split_words(text, PIECE_CHARS), PIECES):
+            yield from self.backend(pieces, add_special_tokens=False, verbose=False)["input_ids"]
         if special_tokens and self.suffix:
             yield list(self.suffix)
 
@@ -94,6 +96,12 @@ def _frame(backend: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
     framed = backend.encode(PROBE, add_special_tokens=True)
     start = next((i for i in range(len(framed)) if framed[i : i + len(bare)] == bare), 0)
     return tuple(framed[:start]), tuple(framed[start + len(bare) :])
+
+
+def batched(pieces: Iterator[str], count: int) -> Iterator[list[str]]:
+    """Lists of `count` of the pieces, the last one shorter."""
+    while batch := list(islice(pieces, count)):
+        yield batch
 
 
 def split_words(text: str, limit: int) -> Iterator[str]:

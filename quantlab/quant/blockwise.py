@@ -17,7 +17,7 @@ from quantlab.quant.fold_search import FOLD_SOURCES, Fold, apply_fold, find_fold
 from quantlab.quant.report import ModuleRow
 from quantlab.quant.solver import HeldOut, Problem, Solution, better_rows, plain_rounding, solve_problem
 from quantlab.quant.stages import MICRO_TOKENS, Stream
-from quantlab.quant.stats import Moments
+from quantlab.quant.stats import Moments, add_product
 from quantlab.recipe import Gptq
 from quantlab.schemes import Scheme
 
@@ -79,7 +79,7 @@ def _quantize_group(task: BlockTask, streams: Streams | None, stage: int, scheme
             residual = target_residual(streams, stage, w)
         problem = Problem(w, scheme, task.scale_dtype, moments.hessian, residual)
     plain = plain_rounding(Problem(w, scheme, task.scale_dtype), held_out)
-    solution, fold = _best_solution(task, streams, stage, problem, (moments, held_out, plain))
+    solution, fold = _best_solution(task, streams, stage, problem, (held_out, plain))
     modules = row_slices(group_rows(task.block, names))
     if fold is None:  # a folded group cannot be mixed: its columns are scaled for all rows
         solution, kept = better_rows(solution, plain, modules)
@@ -119,16 +119,16 @@ def _best_solution(
     streams: Streams | None,
     stage: int,
     problem: Problem,
-    seen: tuple[Moments | None, HeldOut | None, Solution],
+    seen: tuple[HeldOut | None, Solution],
 ) -> tuple[Solution, Fold | None]:
     """The solved group, with the fold that held-out tokens prefer to none; `seen` ends with plain rounding's result."""
-    moments, held_out, plain = seen
+    held_out, plain = seen
     solution = solve_problem(problem, task.solver, held_out)
     _check_finite(solution)
     how = task.fold_pass
-    if how is None or streams is None or moments is None or FOLD_SOURCES[stage] not in how.pairs:
+    if how is None or streams is None or FOLD_SOURCES[stage] not in how.pairs:
         return solution, None
-    fold = find_fold(task, stage, how, problem, (moments, sample_tokens(streams)))
+    fold = find_fold(task, stage, how, problem, (channel_absmax(streams), sample_tokens(streams)))
     if fold is None:
         return solution, None
     folded = solve_problem(problem.folded(fold.columns), task.solver, held_out)
@@ -149,7 +149,7 @@ def collect(stream: Stream, held_out: int) -> Moments:
     x = stream.inputs[: len(stream.inputs) - held_out].flatten(0, 1)
     moments = Moments.empty(x.shape[1], x.device)
     for part in x.split(MICRO_TOKENS):
-        moments.add(part.float())
+        moments.add(part)
     moments.finish()
     return moments
 
@@ -166,33 +166,43 @@ def target_residual(streams: Streams, stage: int, w: Tensor) -> Tensor:
     total = torch.zeros(inputs, inputs if by_inputs else outputs, device=w.device)
     for start in range(0, seen, quantized.batch):
         part = slice(start, min(start + quantized.batch, seen))
-        x = streams.compared(quantized.inputs)[part].flatten(0, 1).float()
-        gap = exact.inputs[part].flatten(0, 1).float() - x if by_inputs else _wanted_gap(streams, stage, w, part)
-        total.addmm_(x.t(), gap)
+        x = streams.compared(quantized.inputs)[part]
+        gap = exact.inputs[part] - x if by_inputs else _wanted_gap(streams, stage, w, part).to(x.dtype)
+        add_product(total, x.flatten(0, 1), gap.flatten(0, 1))
     total /= seen * quantized.x.shape[1]
     return total @ w.t() if by_inputs else total
 
 
-def _wanted_gap(streams: Streams, stage: int, w: Tensor, part: slice) -> Tensor:
-    """What W x lacks, `[T, N]`: the 16-bit linear's output, plus how far the residual has drifted where it is added."""
+def _wanted_gap(streams: Streams, stage: int, w: Tensor, part: slice, stride: int = 1) -> Tensor:
+    """What W x lacks, `[S, T / stride, N]` fp32, in every `stride`-th token of the compared samples in `part`.
+
+    That is the 16-bit linear's output, plus how far the residual has drifted where it is added.
+    """
     exact, quantized = streams.exact, streams.quantized
     assert exact is not None
-    drift = exact.inputs[part].float() - streams.compared(quantized.inputs)[part].float()
-    gap = (drift.flatten(0, 1).to(quantized.inputs.dtype) @ w.t().to(quantized.inputs.dtype)).float()
+    drift = exact.inputs[part, ::stride] - streams.compared(quantized.inputs)[part, ::stride]
+    gap = (drift @ w.t().to(drift.dtype)).float()
     if stage in (1, 3):
-        gap += (exact.x[part] - streams.compared(quantized.x)[part]).flatten(0, 1)
+        gap += exact.x[part, ::stride] - streams.compared(quantized.x)[part, ::stride]
     return gap
 
 
 def held_out_tokens(streams: Streams, stage: int, w: Tensor) -> HeldOut:
     """The held-out samples' inputs and the outputs wanted for them: the 16-bit model's where that is at hand."""
     part = slice(-streams.held_out, None)
-    x = streams.quantized.inputs[part].flatten(0, 1).float()
+    samples, tokens = streams.quantized.x.shape[:2]
+    stride = max(1, min(streams.held_out, samples) * tokens // HELD_OUT_TOKENS)
+    x = streams.quantized.inputs[part, ::stride].float()
     y = x @ w.t()
     if streams.exact is not None:
-        y += _wanted_gap(streams, stage, w, part)
-    stride = max(1, len(x) // HELD_OUT_TOKENS)
-    return HeldOut(x[::stride].contiguous(), y[::stride].contiguous())
+        y += _wanted_gap(streams, stage, w, part, stride)
+    return HeldOut(x.flatten(0, 1).contiguous(), y.flatten(0, 1))
+
+
+def channel_absmax(streams: Streams) -> Tensor:
+    """The largest magnitude `[K]` fp32 of each input channel over the solver's samples."""
+    x = streams.quantized.inputs[: len(streams.quantized.inputs) - streams.held_out]
+    return torch.stack([part.abs().amax((0, 1)) for part in x.split(streams.quantized.batch)]).amax(0).float()
 
 
 def sample_tokens(streams: Streams, count: int = 1024) -> Tensor:

@@ -10,7 +10,6 @@ from torch import Tensor
 from quantlab.quant import awq, folds, smoothquant
 from quantlab.quant.block_task import BlockTask, bias_of, install, weight_of
 from quantlab.quant.solver import Problem
-from quantlab.quant.stats import Moments
 from quantlab.recipe import Awq, SmoothQuant
 from quantlab_kernels.layout import QuantizedWeight
 
@@ -37,18 +36,19 @@ class Fold:
 
 
 def find_fold(
-    task: BlockTask, stage: int, how: Awq | SmoothQuant, problem: Problem, seen: tuple[Moments, Tensor]
+    task: BlockTask, stage: int, how: Awq | SmoothQuant, problem: Problem, seen: tuple[Tensor, Tensor]
 ) -> Fold | None:
     """The fold that the search prefers for group `stage`, or None when it prefers none.
 
-    seen: moments of the input, and sampled tokens [T, K] of it.
+    seen: the largest magnitude [K] of each input channel, and sampled tokens [T, K].
     """
-    moments, x = seen
+    absmax, x = seen
     if isinstance(how, Awq):
-        scales = awq.search_scales(problem.w, moments.hessian, problem.scheme, how.grid_points, task.scale_dtype)
+        assert problem.hessian is not None
+        scales = awq.search_scales(problem.w, problem.hessian, problem.scheme, how.grid_points, task.scale_dtype)
     else:
         strengths = _strengths(how)
-        scales = smoothquant.search_scales(problem.w, x, moments.absmax, problem.scheme, strengths, task.scale_dtype)
+        scales = smoothquant.search_scales(problem.w, x, absmax, problem.scheme, strengths, task.scale_dtype)
     if bool((scales == 1).all()):
         return None
     columns, inverse = _realize(task, stage, scales)

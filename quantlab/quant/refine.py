@@ -20,7 +20,7 @@ from quantlab.quant.distill import TrainedLinear, chunked_kl, rate_at
 from quantlab.quant.journal import Journal
 from quantlab.quant.parts import Parts, part_tensors
 from quantlab.quant.setup import Setup
-from quantlab.quant.stages import MICRO_TOKENS, WideAttention
+from quantlab.quant.stages import MICRO_TOKENS, CalibrationAttention
 from quantlab.recipe import Distill
 
 STEP, STATE = "distilled", "distill-state"
@@ -162,7 +162,7 @@ def final_states(setup: Setup, model: CausalLM, ids: Tensor) -> Tensor:
         x = model.embed_tokens(ids).float()
         for layer, block in enumerate(model.blocks):
             tables = rope if setup.config.uses_rope(layer) else None
-            x = block(x, tables, WideAttention(setup.config.layer_window(layer)))
+            x = block(x, tables, CalibrationAttention(setup.config.layer_window(layer)))
         return model.norm(x).flatten(0, 1).to(setup.place.compute)
 
 

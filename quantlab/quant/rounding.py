@@ -13,7 +13,7 @@ from quantlab.models.rope import block_rope
 from quantlab.quant.block_task import BlockTask, bias_of, install
 from quantlab.quant.blockwise import Streams
 from quantlab.quant.distill import TrainedLinear, rate_at
-from quantlab.quant.stages import WideAttention
+from quantlab.quant.stages import CalibrationAttention
 from quantlab.recipe import Rounding
 
 
@@ -86,4 +86,4 @@ def block_output(task: BlockTask, block: DecoderBlock, x: Tensor) -> Tensor:
     """The block's output for x: [B, T, hidden], differentiable."""
     rope = block_rope(task.config, task.layer, torch.arange(x.shape[1]), task.place.device)
     with task.place.forward():
-        return block(x, rope, WideAttention(task.config.layer_window(task.layer)))
+        return block(x, rope, CalibrationAttention(task.config.layer_window(task.layer)))

@@ -5,14 +5,13 @@ Holds no maths: blocks are quantized by `blockwise`, trained by `refine`, kept b
 
 import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 
 from quantlab import __version__
 from quantlab.checkpoint.sizes import entry_bytes, output_entries
 from quantlab.checkpoint.writer import disk_errors, write_json
+from quantlab.clock import Clock
 from quantlab.events import Listener, Notice
 from quantlab.models.naming import linear_shapes
 from quantlab.quant.assemble import assemble
@@ -25,20 +24,6 @@ from quantlab.quant.report import ModuleRow, report_json
 from quantlab.quant.setup import Setup, prepare
 from quantlab.quant.work import REPORT_FILE, timings_file, work_folder
 from quantlab.recipe import Distill
-
-
-class Clock:
-    """Wall seconds by stage of this process; a continued run counts only its own."""
-
-    def __init__(self) -> None:
-        self.stages: dict[str, float] = {}
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Count the block's time under `name`."""
-        started = time.perf_counter()
-        yield
-        self.stages[name] = self.stages.get(name, 0.0) + time.perf_counter() - started
 
 
 def quantize_checkpoint(options: QuantizeOptions, listener: Listener) -> Result:

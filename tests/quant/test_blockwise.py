@@ -16,7 +16,15 @@ from quantlab.events import Event, ModuleDone, Notice
 from quantlab.models.decoder import build_block
 from quantlab.models.naming import INPUT_GROUPS, block_prefix, block_tensor_shapes
 from quantlab.quant.block_task import BlockTask
-from quantlab.quant.blockwise import Streams, collect, held_out_tokens, quantize_block, row_slices, target_residual
+from quantlab.quant.blockwise import (
+    Streams,
+    channel_absmax,
+    collect,
+    held_out_tokens,
+    quantize_block,
+    row_slices,
+    target_residual,
+)
 from quantlab.quant.device import Place
 from quantlab.quant.gptq import factorize
 from quantlab.quant.solver import Problem, Solution, plain_rounding, solve_problem
@@ -213,7 +221,7 @@ def test_the_moments_are_those_of_the_solvers_samples(make: Make) -> None:
     x = streams.quantized.inputs[:6].flatten(0, 1)
     moments = collect(streams.quantized, 2)
     assert torch.allclose(moments.hessian, x.t() @ x / len(x), rtol=1e-4, atol=1e-5)
-    assert torch.equal(moments.absmax, x.abs().amax(0)) and moments.tokens == len(x)
+    assert torch.equal(channel_absmax(streams), x.abs().amax(0)) and moments.tokens == len(x)
 
 
 def test_rows_of_stacked_linears() -> None:

@@ -21,7 +21,6 @@ from quantlab.quant.fold_search import FOLD_SOURCES, Fold, apply_fold, find_fold
 from quantlab.quant.grid import absmax_params, nearest_codes
 from quantlab.quant.solver import Problem
 from quantlab.quant.stages import Stream
-from quantlab.quant.stats import Moments
 from quantlab.recipe import Awq, Recipe, SmoothQuant
 from quantlab.schemes import Scheme
 from quantlab_kernels.layout import QuantizedWeight
@@ -123,8 +122,8 @@ def propose(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Fold]:
         scales = torch.randn(w.shape[1]).exp()
         monkeypatch.setattr(f"quantlab.quant.{how.kind}.search_scales", lambda *arguments: scales)
         assert scheme is not None
-        moments, x = Moments.empty(w.shape[1], "cpu"), torch.zeros(1, w.shape[1])
-        fold = find_fold(task, stage, how, Problem(w, scheme, task.scale_dtype), (moments, x))
+        problem = Problem(w, scheme, task.scale_dtype, hessian=torch.eye(w.shape[1]))
+        fold = find_fold(task, stage, how, problem, (torch.zeros(w.shape[1]), torch.zeros(1, w.shape[1])))
         assert fold is not None and fold.columns.std() > 0.1
         return fold
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from quantlab.checkpoint.reader import TensorReader
+from quantlab.clock import Clock
 from quantlab.events import Event, Notice, StepDone
 from quantlab.models.decoder import build_model
 from quantlab.quant.blocks import quantize_blocks
@@ -15,7 +16,6 @@ from quantlab.quant.distill import TrainedLinear
 from quantlab.quant.journal import Journal, open_journal
 from quantlab.quant.parts import Parts
 from quantlab.quant.refine import STATE, STEP, held_out_kl, make_trainee, refine, sample_order, snapshot
-from quantlab.quant.run import Clock
 from quantlab.quant.setup import Setup, prepare
 from quantlab.recipe import Distill
 

@@ -8,14 +8,14 @@ import torch
 
 from quantlab.checkpoint.model_folder import open_model
 from quantlab.checkpoint.reader import TensorReader
-from quantlab.models.attention import DenseAttention
+from quantlab.models.attention import DenseAttention, attend_causal
 from quantlab.models.config import ModelConfig
 from quantlab.models.decoder import build_block
 from quantlab.models.layers import DecoderBlock
 from quantlab.models.naming import block_prefix, block_tensor_shapes
 from quantlab.models.rope import block_rope
 from quantlab.quant.device import Place, choose_place
-from quantlab.quant.stages import Stream, WideAttention
+from quantlab.quant.stages import CalibrationAttention, Stream, attend_in_blocks
 
 CPU32 = Place(torch.device("cpu"), torch.float32)
 
@@ -97,10 +97,19 @@ def test_a_sliding_window_hides_what_lies_behind_it() -> None:
     q, k, v = torch.randn(1, 4, 12, 8), torch.randn(1, 2, 12, 8), torch.randn(1, 2, 12, 8)
     far = v.clone()
     far[:, :, 0] += 100.0
-    windowed = [WideAttention(4)(q, k, values) for values in (v, far)]
+    windowed = [CalibrationAttention(4)(q, k, values) for values in (v, far)]
     assert torch.equal(windowed[0][:, :, 4:], windowed[1][:, :, 4:])
-    assert not torch.equal(WideAttention()(q, k, v)[:, :, 4:], WideAttention()(q, k, far)[:, :, 4:])
-    assert WideAttention()(q.bfloat16(), k.bfloat16(), v.bfloat16()).dtype == torch.bfloat16
+    assert not torch.equal(CalibrationAttention()(q, k, v)[:, :, 4:], CalibrationAttention()(q, k, far)[:, :, 4:])
+    assert CalibrationAttention()(q.bfloat16(), k.bfloat16(), v.bfloat16()).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "tokens"), [(4, 4, 1), (4, 2, 128), (6, 2, 300)])
+def test_attention_in_blocks_is_causal_attention(heads: int, kv_heads: int, tokens: int) -> None:
+    q, k, v = (torch.randn(2, tokens, h, 16).transpose(1, 2) for h in (heads, kv_heads, kv_heads))
+    wanted = attend_causal(q, k, v, None)
+    assert torch.allclose(attend_in_blocks(q, k, v), wanted, atol=1e-5)
+    narrow = attend_in_blocks(q.bfloat16(), k.bfloat16(), v.bfloat16())
+    assert float((narrow - wanted).norm() / wanted.norm()) < 0.02
 
 
 def test_only_a_bfloat16_checkpoint_is_run_in_bfloat16() -> None:
