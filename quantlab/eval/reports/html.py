@@ -9,19 +9,27 @@ from functools import cache
 from hashlib import sha256
 from importlib.resources import files
 
-from quantlab.eval.reports.elements import Markup, element, join
-from quantlab.eval.reports.tables import Table, cost_table, gate_table, provenance, task_table
+from quantlab.eval.reports.elements import Markup, element
+from quantlab.eval.reports.flips import flips_browser
+from quantlab.eval.reports.gate_list import gate_list
+from quantlab.eval.reports.headline import Card, cards
+from quantlab.eval.reports.layer_plot import layer_plot
+from quantlab.eval.reports.panels import drawn, spread
+from quantlab.eval.reports.tables import cost_table, noise_of, provenance, task_table
+from quantlab.eval.reports.task_plot import task_plot
+from quantlab.eval.reports.text_plots import text_plots
 from quantlab.eval.reports.words import one_line, verdict_sentence, verdict_word
 from quantlab.eval.result import Report
 
 MAX_ROWS = 300
+MAX_TEXTS = 12
 
 
 def html(report: Report) -> str:
     """The whole page."""
     title = f"{verdict_word(report)}: {one_line(report.candidate.path)} against {one_line(report.baseline.path)}"
-    body = element("main", None, _banner(report), *_sections(report))
-    return f"<!doctype html>\n{element('html', {'lang': 'en'}, _head(title), element('body', None, body))}\n"
+    body = element("body", None, _banner(report), element("main", None, *_sections(report)), _foot(report))
+    return f"<!doctype html>\n{element('html', {'lang': 'en'}, _head(title), body)}\n"
 
 
 @cache
@@ -47,38 +55,64 @@ def _head(title: str) -> Markup:
 
 def _banner(report: Report) -> Markup:
     verdict = report.gate.verdict if report.gate else "none"
-    return element(
-        "header",
-        {"class": f"banner {verdict}"},
-        element("h1", None, verdict_word(report)),
-        element("p", None, verdict_sentence(report)),
+    models = element(
+        "p",
+        {"class": "models"},
+        element("b", None, one_line(report.candidate.path)),
+        f" ({one_line(report.candidate.scheme)}) against ",
+        element("b", None, one_line(report.baseline.path)),
     )
+    word = element("h1", None, verdict_word(report))
+    sentence = element("p", {"class": "sentence"}, verdict_sentence(report))
+    return element("header", {"class": f"banner {verdict}"}, element("div", None, word, sentence, models))
 
 
 def _sections(report: Report) -> list[Markup]:
-    tables = (gate_table(report), cost_table(report), task_table(report), provenance(report))
-    return [_section(table.first(MAX_ROWS)) for table in tables if table is not None]
+    gate = gate_list(report.gate) if report.gate else None
+    found = [
+        ("Requirements", gate),
+        ("Headline figures", _cards(cards(report))),
+        *((f"Text: {one_line(text.name, 80)}", _plots(report, i)) for i, text in enumerate(report.texts[:MAX_TEXTS])),
+        ("Tasks and layers", _others(report)),
+        ("Answers that changed between right and wrong", flips_browser(report.tasks)),
+        ("All figures", drawn(cost_table(report).first(MAX_ROWS))),
+    ]
+    tasks = task_table(report)
+    found += [("All tasks", drawn(tasks.first(MAX_ROWS)))] if tasks else []
+    found.append(("Provenance", drawn(provenance(report).first(MAX_ROWS))))
+    return [_section(title, content) for title, content in found if content is not None]
 
 
-def _section(table: Table) -> Markup:
-    note = element("p", {"class": "note"}, table.note) if table.note else ""
-    return element("section", None, element("h2", None, table.title), drawn(table), note)
+def _section(title: str, content: Markup) -> Markup:
+    name = "s-" + "".join(c if c.isascii() and c.isalnum() else "-" for c in title.lower())[:60]
+    return element("section", {"aria-labelledby": name}, element("h2", {"id": name}, title), content)
 
 
-def drawn(table: Table) -> Markup:
-    """A table; each cell carries its column's name, for narrow screens where a row becomes a block."""
-    left = len(table.columns) - table.numbers
-    heads = [element("th", {"scope": "col", "role": "columnheader"}, name) for name in table.columns]
-    rows = []
-    for index, row in enumerate(table.rows):
-        cells = []
-        for column, cell in enumerate(row):
-            label = {"data-label": table.columns[column], "class": "number" if column >= left else None}
-            if column == 0:
-                cells.append(element("th", {"scope": "row", "role": "rowheader"}, cell))
-            else:
-                cells.append(element("td", {"role": "cell", **label}, cell))
-        verdict = table.verdicts[index] if table.verdicts else None
-        rows.append(element("tr", {"role": "row", "class": verdict}, *cells))
-    head = element("thead", {"role": "rowgroup"}, element("tr", {"role": "row"}, *heads))
-    return element("table", {"role": "table"}, head, element("tbody", {"role": "rowgroup"}, join(*rows)))
+def _cards(figures: list[Card]) -> Markup:
+    items = [
+        element(
+            "div",
+            None,
+            element("dt", None, card.name),
+            element("dd", {"class": "value"}, card.value),
+            element("dd", {"class": "detail"}, card.detail),
+        )
+        for card in figures
+    ]
+    return element("dl", {"class": "cards"}, *items)
+
+
+def _plots(report: Report, index: int) -> Markup | None:
+    text = report.texts[index]
+    plots = text_plots(text, noise_of(report, text.name))
+    return spread(plots) if plots else None
+
+
+def _others(report: Report) -> Markup | None:
+    plots = [plot for plot in (task_plot(report), layer_plot(report.layers)) if plot is not None]
+    return spread(plots) if plots else None
+
+
+def _foot(report: Report) -> Markup:
+    told = f"quantlab {one_line(report.quantlab)}, {one_line(report.created)}. Every figure here is in report.json."
+    return element("footer", None, told)

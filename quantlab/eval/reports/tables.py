@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from quantlab.eval.reports.words import (
     exp,
+    in_order,
+    measured,
     one_line,
     percent,
     percent_with_error,
@@ -19,7 +21,6 @@ from quantlab.eval.result import GateLine, Report, TaskResult, TextNoise, TextRe
 from quantlab.eval.statistics import interval
 from quantlab.units import human_bytes, human_count, human_seconds
 
-ORDER: tuple[Verdict, ...] = ("fail", "inconclusive", "pass")
 Row = tuple[str, ...]
 
 
@@ -47,7 +48,7 @@ def gate_table(report: Report) -> Table | None:
     """The gate's lines, the missed ones first; None without a gate."""
     if report.gate is None:
         return None
-    lines = sorted(report.gate.lines, key=lambda line: ORDER.index(line.verdict))
+    lines = in_order(report.gate)
     return Table(
         "Gate",
         ("verdict", "metric", "requirement", "measured", "why"),
@@ -74,7 +75,7 @@ def task_table(report: Report) -> Table | None:
     """Both models' score on each task; None without tasks."""
     if not report.tasks:
         return None
-    columns = ("task", "items", "baseline", "candidate", "difference", "95 % interval", "lost", "won", "p worse")
+    columns: Row = ("task", "items", "baseline", "candidate", "difference", "95 % interval", "lost", "won", "p worse")
     note = (
         "Differences in percentage points, paired by item. Lost: right to wrong; won: wrong to right. "
         "p worse: exact one-sided McNemar. Could catch: the smallest drop that this many items show with 80 % power."
@@ -128,13 +129,13 @@ def noise_of(report: Report, name: str) -> TextNoise | None:
 
 
 def _gate_row(line: GateLine) -> Row:
-    measured = "" if line.measured is None else f"{line.measured:.4g}"
+    value = "" if line.measured is None else measured(line, line.measured)
     why = one_line(line.reason, 400)
     if line.p_value is not None:
         why += f" (p = {line.p_value:.2g})"
-    if line.below_noise:
+    if line.below_noise and "noise" not in why:
         why += " (within the noise floor)"
-    return line.verdict, one_line(line.metric), one_line(line.requirement), measured, why
+    return line.verdict, one_line(line.metric), one_line(line.requirement), value, why
 
 
 def _text_rows(text: TextResult, noise: TextNoise | None, several: bool) -> list[Row]:

@@ -7,7 +7,7 @@ import math
 import unicodedata
 
 from quantlab.errors import printable
-from quantlab.eval.result import Estimate, GateResult, Report, Verdict
+from quantlab.eval.result import Estimate, GateLine, GateResult, Report, Verdict
 
 MAX_NAMED = 3
 WORDS: dict[Verdict, str] = {"pass": "PASS", "fail": "FAIL", "inconclusive": "INCONCLUSIVE"}
@@ -41,15 +41,28 @@ def verdict_sentence(report: Report) -> str:
     gate = report.gate
     if gate is None:
         return "No gate was applied: these are measurements without a verdict."
-    missed, undecided = _of(gate, "fail"), _of(gate, "inconclusive")
+    missed, undecided = ([line for line in gate.lines if line.verdict == which] for which in ("fail", "inconclusive"))
     total = len(gate.lines)
     if missed:
-        return f"{_count(len(missed), total)} missed: {_named(missed)}."
-    if undecided and gate.verdict == "pass":
-        return f"Nothing is missed; {_count(len(undecided), total)} undecided, which this gate allows."
+        return f"{_count(len(missed), total)} missed: {_told(missed)}."
     if undecided:
-        return f"Nothing is missed, but {_count(len(undecided), total)} undecided: {_named(undecided)}."
-    return f"Every requirement is met ({total} of {total})."
+        return f"Nothing is missed, but {_count(len(undecided), total)} undecided: {_told(undecided)}."
+    return "The only requirement is met." if total == 1 else f"All {total} requirements are met."
+
+
+def in_order(gate: GateResult) -> list[GateLine]:
+    """The gate's lines, the missed ones first, then the undecided ones."""
+    order: tuple[Verdict, ...] = ("fail", "inconclusive", "pass")
+    return sorted(gate.lines, key=lambda line: order.index(line.verdict))
+
+
+def measured(line: GateLine, value: float) -> str:
+    """A value of the line's metric in the units of its requirement."""
+    if "point" in line.requirement:
+        return f"{points(value, 2)} points"
+    if line.metric.startswith("task") or line.metric.endswith("agreement"):
+        return percent(value, 2)
+    return f"{value:.4g}"
 
 
 def exp(value: float) -> float:
@@ -63,8 +76,11 @@ def perplexity(value: float) -> str:
 
 
 def small(value: float) -> str:
-    """Three significant digits, for nats and probabilities: `0.0481`, `2.2e-05`."""
-    return f"{value:.3g}"
+    """Three significant digits, for nats and probabilities: `0.0481`, `0.000021`, `2.1e-06`."""
+    size = abs(value)
+    if not 1e-5 <= size < 1e-4:
+        return f"{value:.3g}"
+    return f"{value:.{2 - math.floor(math.log10(size))}f}".rstrip("0")
 
 
 def percent(share: float, digits: int = 1) -> str:
@@ -99,15 +115,14 @@ def _few_marks(text: str, most: int = 3) -> str:
     return "".join(kept)
 
 
-def _of(gate: GateResult, verdict: Verdict) -> list[str]:
-    return [line.metric for line in gate.lines if line.verdict == verdict]
-
-
 def _count(some: int, total: int) -> str:
     return f"{some} of {total} requirement{'s' if total != 1 else ''} {'is' if some == 1 else 'are'}"
 
 
-def _named(metrics: list[str]) -> str:
-    shown = [one_line(metric, 60) for metric in metrics[:MAX_NAMED]]
-    more = len(metrics) - len(shown)
+def _told(lines: list[GateLine]) -> str:
+    """The metrics that decide; one alone with its reason."""
+    shown = [one_line(line.metric, 60) for line in lines[:MAX_NAMED]]
+    if len(lines) == 1:
+        return f"{shown[0]} ({one_line(lines[0].reason, 200).rstrip('.')})"
+    more = len(lines) - len(shown)
     return ", ".join(shown) + (f" and {more} more" if more else "")
