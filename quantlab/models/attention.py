@@ -67,6 +67,18 @@ class CachedAttention:
         return attend_causal(q, *self.cache.write(self.layer, k, v), self.window)
 
 
+@dataclass(frozen=True, slots=True)
+class MaskedAttention:
+    """Attention in which `mask`, [B or 1, 1, T, S] bool, says which of S keys each of T queries sees."""
+
+    mask: Tensor
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q: [B, H, T, D], k, v: [B, H_kv, S, D] -> [B, H, T, D]; each query must see at least one key."""
+        k, v = _repeat_heads(k, q.shape[1]), _repeat_heads(v, q.shape[1])
+        return scaled_dot_product_attention(q, k, v, attn_mask=self.mask)
+
+
 def attend_causal(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
     """Attention of the last T of S tokens; q: [B, H, T, D], k, v: [B, H_kv, S, D] -> [B, H, T, D]."""
     queries, keys = q.shape[2], k.shape[2]

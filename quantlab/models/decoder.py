@@ -32,12 +32,21 @@ class CausalLM(nn.Module):
     def hidden(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
         """ids: [B, T] int64 -> states after the final norm: [B, T, hidden]; a cache takes the tokens in."""
         start = 0 if cache is None else cache.length
-        tables = self.rope.tables(torch.arange(start, start + ids.shape[1], device=ids.device))
-        x = self.embed_tokens(ids)
-        for layer, block in enumerate(self.blocks):
-            x = block(x, tables if self.config.uses_rope(layer) else None, self._attend(layer, cache))
+        positions = torch.arange(start, start + ids.shape[1], device=ids.device)
+        states = self.states(ids, positions, lambda layer: self._attend(layer, cache))
         if cache is not None:
             cache.advance(ids.shape[1])
+        return states
+
+    def states(self, ids: Tensor, positions: Tensor, attend: Callable[[int], Attend]) -> Tensor:
+        """ids: [B, T] int64 at positions: [T] or [B, T] int64 -> states after the final norm: [B, T, hidden].
+
+        `attend` gives each layer's attention, which decides what each token sees.
+        """
+        tables = self.rope.tables(positions)
+        x = self.embed_tokens(ids)
+        for layer, block in enumerate(self.blocks):
+            x = block(x, tables if self.config.uses_rope(layer) else None, attend(layer))
         return self.norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:

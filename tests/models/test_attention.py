@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from quantlab.models.attention import CachedAttention, DenseAttention, KVCache, causal_mask
+from quantlab.models.attention import CachedAttention, DenseAttention, KVCache, MaskedAttention, causal_mask
 from quantlab.models.config import ModelConfig
 
 CONFIG = ModelConfig.from_json(
@@ -52,6 +52,22 @@ def test_cached_attention_equals_dense_attention(window, split):
         parts.append(CachedAttention(cache, layer=1, window=window)(*chunk))
         cache.advance(chunk[0].shape[2])
     torch.testing.assert_close(torch.cat(parts, dim=2), DenseAttention(window)(q, k, v))
+
+
+@pytest.mark.parametrize("window", [None, 4])
+def test_masked_attention_with_a_causal_mask_is_causal_attention(window):
+    q, k, v = random_qkv(13)
+    mask = causal_mask(13, 13, window, q.device)[None, None]
+    torch.testing.assert_close(MaskedAttention(mask)(q, k, v), by_hand(q, k, v, window or 13))
+
+
+def test_masked_attention_takes_a_mask_for_each_row():
+    q, k, v = random_qkv(6)
+    alone = torch.eye(6, dtype=torch.bool)
+    mask = torch.stack((causal_mask(6, 6, None, q.device), alone))[:, None]
+    out = MaskedAttention(mask)(q, k, v)
+    torch.testing.assert_close(out[0], by_hand(q, k, v, 6)[0])
+    torch.testing.assert_close(out[1], v[1].repeat_interleave(2, dim=0))
 
 
 def test_cache_layers_do_not_share_memory():

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from quantlab.models.attention import DenseAttention, KVCache
+from quantlab.models.attention import DenseAttention, KVCache, MaskedAttention, causal_mask
 from quantlab.models.config import ModelConfig
 from quantlab.models.decoder import build_block, build_model
 from quantlab.models.layers import RMSNorm
@@ -104,3 +104,19 @@ def test_cache_counts_the_tokens_it_took(checkpoint):
     assert cache.length == 20
     with pytest.raises(AssertionError, match="25 tokens in a cache of 24"):
         model(IDS[:, :5], cache)
+
+
+@torch.no_grad()
+def test_states_follow_the_positions_and_the_attention_that_the_caller_gives(checkpoint):
+    config, tensors = checkpoint
+    model = build_model(config, tensors.__getitem__, torch.float32, "cpu")
+    # Each row reversed in memory: the positions and the mask alone say what comes before what.
+    positions = torch.arange(24).flip(0).expand(2, 24)
+    order = positions[0]
+
+    def attend(layer):
+        mask = causal_mask(24, 24, config.layer_window(layer), IDS.device)
+        return MaskedAttention(mask[order][:, order][None, None])
+
+    states = model.states(IDS.flip(1), positions, attend)
+    torch.testing.assert_close(states.flip(1), model.hidden(IDS), atol=1e-5, rtol=1e-5)
