@@ -38,6 +38,12 @@ class RecipeError(QuantlabError):
     exit_code, code = 2, "QL0201"
 
 
+class GateError(QuantlabError):
+    """A gate file that is malformed, or that asks for what is not measured; `where` is file:line:column."""
+
+    exit_code, code = 2, "QL0202"
+
+
 class MissingExtra(QuantlabError):
     """An optional dependency that this command needs is not installed."""
 

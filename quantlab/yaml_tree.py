@@ -163,7 +163,7 @@ def explain(
     err: ValidationError,
     tree: Tree,
     valid_keys: Callable[[Route], Sequence[str]],
-    special: Callable[[Any, Route], Complaint | None],
+    special: Callable[[Any, Route], Complaint | None] = lambda detail, route: None,
 ) -> QuantlabError:
     """The first problem in file order, in one line; says how many more there are.
 
