@@ -15,6 +15,7 @@ ALLOWED: dict[str, set[str]] = {
     "log": set(),
     "schemes": set(),
     "events": set(),
+    "clock": set(),
     "units": set(),
     "recipe": {"schemes"},
     "yaml_tree": {"errors"},
@@ -23,10 +24,11 @@ ALLOWED: dict[str, set[str]] = {
     "models": {"errors", "quantlab_kernels"},
     "checkpoint": {"quantlab", "errors", "log", "schemes", "quantlab_kernels", "models"},
     "quant": {
-        "quantlab", "errors", "log", "events", "schemes", "recipe", "text", "quantlab_kernels", "models", "checkpoint",
+        "quantlab", "errors", "log", "events", "clock", "schemes", "recipe", "text", "quantlab_kernels", "models",
+        "checkpoint",
     },
     "eval": {
-        "quantlab", "errors", "events", "log", "units", "schemes", "yaml_tree", "recipe_file", "text",
+        "quantlab", "errors", "events", "clock", "log", "units", "schemes", "yaml_tree", "recipe_file", "text",
         "quantlab_kernels", "models", "checkpoint",
     },
     "bench": {
@@ -47,7 +49,7 @@ LIGHT = (
     "quantlab.models.config", "quantlab.models.naming", "quantlab.checkpoint.header", "quantlab.checkpoint.hf",
     "quantlab.checkpoint.schema", "quantlab.checkpoint.sizes", "quantlab.quant.options", "quantlab.quant.plan",
     "quantlab.quant.work",
-    "quantlab.eval.result", "quantlab.eval.reports.files", "quantlab.eval.reports.terminal",
+    "quantlab.eval.result", "quantlab.eval.gate", "quantlab.eval.reports.files", "quantlab.eval.reports.terminal",
     "quantlab.cli.app",
 )  # fmt: skip
 HEAVY = {"torch", "transformers", "datasets", "numpy", "safetensors", "pyarrow", "triton"}
