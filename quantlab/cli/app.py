@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from quantlab import __version__
-from quantlab.cli import doctor, inspect, quantize, recipes
+from quantlab.cli import doctor, inspect, quantize, recipes, report
 from quantlab.cli.examples import SETTINGS, epilog
 from quantlab.cli.failures import Interrupted, tell
 
@@ -33,7 +33,7 @@ def build() -> typer.Typer:
         epilog=epilog(EXAMPLES),
     )
     app.callback(invoke_without_command=True)(root)
-    for command in (quantize.app, inspect.app, doctor.app):
+    for command in (quantize.app, inspect.app, report.app, doctor.app):
         app.add_typer(command)
     app.add_typer(recipes.app, name="recipes")
     return app

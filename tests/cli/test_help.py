@@ -10,13 +10,16 @@ from typing import Any
 
 import pytest
 
-from quantlab.cli import app, doctor, inspect, quantize, recipes
+from quantlab.cli import app, doctor, inspect, quantize, recipes, report
+from quantlab.eval.reports.files import write_reports
+from tests.eval.reports.sample import sample_report
 
 HEAVY = {"torch", "transformers", "datasets", "numpy", "safetensors", "pyarrow", "triton", "jinja2", "huggingface_hub"}
 COMMANDS: dict[tuple[str, ...], tuple[tuple[str, str], ...]] = {
     (): app.EXAMPLES,
     ("quantize",): quantize.EXAMPLES,
     ("inspect",): inspect.EXAMPLES,
+    ("report",): report.EXAMPLES,
     ("doctor",): doctor.EXAMPLES,
     ("recipes",): recipes.EXAMPLES,
     ("recipes", "list"): recipes.LIST_EXAMPLES,
@@ -44,6 +47,7 @@ def test_example_works(example: str, cli: Any, here: Path, books_5m: Path) -> No
     for name in ("Llama-3.2-1B", "Llama-3.2-1B-w4a16"):
         shutil.copytree(books_5m, here / name)
     (here / "notes.txt").write_text("text")
+    write_reports(sample_report(), here / "evaluation")
     (here / "my.yaml").write_text("passes:\n  - pass: rtn\n")
     words = shlex.split(example.split(" > ")[0])
     assert words[0] == "quantlab"

@@ -18,6 +18,7 @@ from quantlab.eval.result import Report
 
 RESULT, JUNIT, SUMMARY, PAGE = "report.json", "junit.xml", "summary.md", "report.html"
 MAX_BYTES = 64_000_000
+FIX = "the folder that `quantlab eval --out` wrote"
 
 
 def write_reports(report: Report, out: Path) -> list[Path]:
@@ -47,16 +48,16 @@ def read_report(path: Path) -> Report:
             content = reader.read(MAX_BYTES + 1)
     except (OSError, QuantlabError) as error:
         reason = error.message if isinstance(error, QuantlabError) else f"cannot be read: {error}"
-        raise ReportError(reason, where=str(file)) from error
+        raise ReportError(reason, where=str(file), fix=FIX) from error
     if len(content) > MAX_BYTES:
-        raise ReportError(f"is larger than {MAX_BYTES:,} bytes", where=str(file))
+        raise ReportError(f"is larger than {MAX_BYTES:,} bytes", where=str(file), fix=FIX)
     try:
         return Report.model_validate_json(content)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(str(part)[:40] for part in first["loc"])
-        reason = f"is no result of `quantlab eval`: {place + ': ' if place else ''}{first['msg']}"
-        raise ReportError(reason, where=str(file)) from error
+        reason = f"is no result of an evaluation: {place + ': ' if place else ''}{first['msg']}"
+        raise ReportError(reason, where=str(file), fix=FIX) from error
 
 
 def _write(path: Path, content: bytes) -> Path:

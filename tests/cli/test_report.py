@@ -1,0 +1,68 @@
+"""`quantlab report`: a result file shown and rendered again, and what is no result refused in one line."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quantlab.eval.reports.files import JUNIT, PAGE, RESULT, SUMMARY, write_reports
+from quantlab.eval.result import Report
+from tests.eval.reports.sample import sample_report
+
+
+@pytest.fixture
+def folder(here: Path) -> Path:
+    """A folder that an evaluation has written."""
+    write_reports(sample_report(), here / "evaluation")
+    return here / "evaluation"
+
+
+def test_a_result_is_shown_and_a_failed_gate_is_no_failure_of_the_command(cli: Any, folder: Path) -> None:
+    ran = cli("report", folder)
+    assert (ran.code, ran.err) == (0, "")
+    assert "FAIL" in ran.out and "28.167" in ran.out
+    assert cli("report", folder / RESULT).out == ran.out
+
+
+def test_the_files_are_written_anew_byte_for_byte(cli: Any, folder: Path, here: Path) -> None:
+    ran = cli("report", folder, "--out", here / "pages")
+    assert ran.code == 0
+    for name in (RESULT, JUNIT, SUMMARY, PAGE):
+        assert f"written  {here / 'pages' / name}" in ran.out
+        assert (here / "pages" / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_json_is_the_checked_result(cli: Any, folder: Path) -> None:
+    told = json.loads(cli("report", folder, "--json").out)
+    assert Report.model_validate(told) == sample_report()
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[1, 2]", '{"schema_version": 9}', "\x00"])
+def test_what_is_no_result_is_one_line(content: str, cli: Any, here: Path) -> None:
+    (here / RESULT).write_text(content)
+    ran = cli("report", here)
+    assert ran.code == 4 and ran.out == ""
+    assert len(ran.lines) == 1 and "QL0402" in ran.err and "quantlab eval" in ran.err
+
+
+def test_an_absent_file_is_one_line(cli: Any, here: Path) -> None:
+    for place in (here, here / "absent.json"):
+        ran = cli("report", place)
+        assert ran.code == 4 and len(ran.lines) == 1 and "QL0402" in ran.err
+
+
+def test_a_result_is_rendered_without_the_heavy_libraries(folder: Path, repository: Path) -> None:
+    code = (
+        "import sys\nfrom quantlab.cli.app import main\n"
+        f"code = main(['report', {str(folder)!r}, '--out', 'pages'])\n"
+        "print(code, [name for name in ('torch', 'numpy', 'transformers') if name in sys.modules])"
+    )
+    paths = {"PYTHONPATH": f"{repository}:{repository / 'kernels'}"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **paths}, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "0 []"
