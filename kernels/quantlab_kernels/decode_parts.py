@@ -13,6 +13,8 @@ from torch import Tensor
 
 # The merge reads this many parts at most, and is compiled for these counts only.
 PART_BUCKETS = (16, 64, 128)
+# A window that no length reaches: attention over all tokens.
+NO_WINDOW = 2**30
 
 
 @dataclass(frozen=True, slots=True)

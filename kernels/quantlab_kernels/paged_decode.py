@@ -14,17 +14,24 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from quantlab_kernels.decode_parts import Parts, Plan, empty_parts, has_pdl, launch_merge, plan_16bit, plan_int8
+from quantlab_kernels.decode_parts import (
+    NO_WINDOW,
+    Parts,
+    Plan,
+    empty_parts,
+    has_pdl,
+    launch_merge,
+    plan_16bit,
+    plan_int8,
+)
 from quantlab_kernels.kv_cache import KVCache, Pages, check_heads, require
 from quantlab_kernels.paged_decode_int8 import HEADS_INT8, launch_int8
 
 # More query heads than this on a KV head take several programs, each with its own pass over K and V.
 HEADS_16BIT = 64
-# A window that no length reaches: attention over all tokens.
-NO_WINDOW = 2**30
 
 
-@triton.jit(do_not_specialize=["parts", "table_stride", "window", "q_stride"])
+@triton.jit(do_not_specialize=["parts", "table_stride", "window"])
 def _decode_kernel(
     q, k_cache, v_cache, blocks, lengths, out, part_output, part_weight, scale, q_stride, table_stride, parts, window,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, DIM: tl.constexpr, ROWS: tl.constexpr,

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from quantlab_kernels.decode_parts import Parts, Plan, has_pdl
+from quantlab_kernels.decode_parts import NO_WINDOW, Parts, Plan, has_pdl
 from quantlab_kernels.kv_cache import KVCache, Pages
 
 # Query heads of a KV head that one program serves: two planes of 8 fill the 16 rows of an mma.
@@ -51,17 +51,17 @@ def _load(
 ):  # fmt: skip
     """K and V of one step as int32 [lane, warp, tile, slot, 4 words], scales as [lane, warp, tile, 4 tokens]."""
     SLOTS: tl.constexpr = DIM // 32
-    # Past the end: a tile that exists, masked later; `last` is -1 for an empty sequence, whose table may hold anything.
+    # Past the end: a tile that exists, masked later. A layer's tiles (2 KB and up) are counted in 32 bits.
     tile = tl.minimum(start // 16 + tl.arange(0, WARPS)[:, None] * 2 + tl.arange(0, 2)[None, :], last)
-    block = tl.load(blocks + tl.maximum(tile, 0) // (BLOCK_SIZE // 16), tile >= 0, 0)
-    tile = (block.to(tl.int64) * KV_HEADS + head) * (BLOCK_SIZE // 16) + tl.maximum(tile, 0) % (BLOCK_SIZE // 16)
+    block = tl.load(blocks + tile // (BLOCK_SIZE // 16))
+    tile = (block * KV_HEADS + head) * (BLOCK_SIZE // 16) + tile % (BLOCK_SIZE // 16)
     lane, slot, word = tl.arange(0, 32)[:, None], tl.arange(0, SLOTS)[None, :], tl.arange(0, 4)
     # K: lane (g, t) = (lane / 4, lane % 4) holds 16 channels of a token in column g of an mma; V: a tile of 4 x 4.
     token = (lane // 8) * 4 + (slot // (DIM // 64)) * 2 + (lane // 4) % 2
     channel = slot % (DIM // 64) * 64 + lane % 4 * 16
     k_at = token * (HEAD_DIM // 4) + channel // 4
     v_at = slot * 128 + lane * 4
-    base = (tile * (4 * HEAD_DIM))[None, :, :, None, None] + word[None, None, None, None, :]
+    base = (tile.to(tl.int64) * (4 * HEAD_DIM))[None, :, :, None, None] + word[None, None, None, None, :]
     k_from, v_from = k_cache + (base + k_at[:, None, None, :, None]), v_cache + (base + v_at[:, None, None, :, None])
     if HEAD_DIM == DIM:
         k = tl.load(k_from, eviction_policy="evict_first")
@@ -107,7 +107,7 @@ def _weights(x, high, WARPS: tl.constexpr, ASSEMBLY: tl.constexpr):
 @triton.jit
 def _step(
     most, total, acc, queries, q_scale, k, v, k_scale, v_scale, start, lowest, hi,
-    DIM: tl.constexpr, WARPS: tl.constexpr, HEADS: tl.constexpr, ASSEMBLY: tl.constexpr,
+    DIM: tl.constexpr, WARPS: tl.constexpr, HEADS: tl.constexpr, WINDOW: tl.constexpr, ASSEMBLY: tl.constexpr,
 ):  # fmt: skip
     """One step of 32 tokens a warp: scores, softmax, output. Rows are heads (8, or 4 twice), as are acc's columns."""
     HALVES: tl.constexpr = DIM // 64
@@ -121,7 +121,9 @@ def _step(
     k_scale = tl.reshape(tl.permute(tl.reshape(k_scale, (8, 4, WARPS, 2, 4)), (2, 0, 3, 1, 4)), (WARPS, 8, 32))
     v_scale = tl.reshape(tl.permute(tl.reshape(v_scale, (8, 4, WARPS, 2, 4)), (2, 0, 3, 1, 4)), (WARPS, 8, 32))
     token = start + tl.arange(0, WARPS)[:, None] * 32 + tl.arange(0, 32)[None, :]
-    ok = ((token >= lowest) & (token < hi))[:, None, :]
+    ok = (token < hi)[:, None, :]
+    if WINDOW:
+        ok &= (token >= lowest)[:, None, :]
     scores = tl.where(ok, scores * k_scale * q_scale[:, :, None], -2e30)
     v_scale = tl.where(ok, v_scale, 1.0)  # slots never written may hold anything
     # The reference is the maximum of score + log2 of V's scale, so that weight * scale <= 1; 15 bits against the
@@ -164,12 +166,12 @@ def _load_queries(q, rows, scale, DIM: tl.constexpr, HEAD_DIM: tl.constexpr, WAR
     return tl.broadcast_to(codes[None, :, :], (WARPS, 16, DIM)), q_scale
 
 
-@triton.jit(do_not_specialize=["parts", "table_stride", "window", "q_stride"])
+@triton.jit(do_not_specialize=["parts", "table_stride", "window"])
 def _decode_int8_kernel(
     q, k_cache, v_cache, scales, blocks, lengths, out, part_output, part_weight, scale, q_stride, table_stride, parts,
     window, KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, DIM: tl.constexpr,
     HEADS: tl.constexpr, WARPS: tl.constexpr, BLOCK_SIZE: tl.constexpr, SPLIT: tl.constexpr, AHEAD: tl.constexpr,
-    ASSEMBLY: tl.constexpr, PDL: tl.constexpr,
+    WINDOW: tl.constexpr, ASSEMBLY: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
@@ -183,8 +185,9 @@ def _decode_int8_kernel(
     span = tl.cdiv(tl.cdiv(n - first, parts), STEP) * STEP
     lo = first + part * span
     hi = tl.minimum(lo + span, n)
-    last = (n + 15) // 16 - 1
-    table = blocks + sequence * table_stride
+    last = tl.maximum((n + 15) // 16 - 1, 0)
+    # The table of an empty sequence may hold anything; its length, 0, is the number of a block that exists.
+    table = tl.where(n > 0, blocks + sequence * table_stride, lengths + sequence)
     q_from = q + sequence.to(tl.int64) * q_stride + (head * GROUP + group_at) * HEAD_DIM
     if AHEAD:
         k, v, k_scale, v_scale = _load(
@@ -200,7 +203,7 @@ def _decode_int8_kernel(
             )
             most, total, acc = _step(
                 most, total, acc, queries, q_scale, k, v, k_scale, v_scale, start, lowest, hi,
-                DIM, WARPS, HEADS, ASSEMBLY,
+                DIM, WARPS, HEADS, WINDOW, ASSEMBLY,
             )  # fmt: skip
             k, v, k_scale, v_scale = k_next, v_next, k_scale_next, v_scale_next
     else:
@@ -210,7 +213,7 @@ def _decode_int8_kernel(
             )
             most, total, acc = _step(
                 most, total, acc, queries, q_scale, k, v, k_scale, v_scale, start, lowest, hi,
-                DIM, WARPS, HEADS, ASSEMBLY,
+                DIM, WARPS, HEADS, WINDOW, ASSEMBLY,
             )  # fmt: skip
     # Warps into one; with 4 heads a row, the two planes too.
     row, out_row = tl.arange(0, 8), tl.arange(0, HEADS)
@@ -249,7 +252,7 @@ def launch_int8(
         parts.output, parts.weight, scores[0], q.stride(0), pages.blocks.shape[1], plan.parts, scores[1],
         KV_HEADS=cache.kv_heads, GROUP=group, HEAD_DIM=head_dim, DIM=triton.next_power_of_2(head_dim), HEADS=rows,
         WARPS=plan.warps, BLOCK_SIZE=cache.block_size, SPLIT=plan.parts > 1, AHEAD=head_dim <= 128,
-        ASSEMBLY=_has_assembly(q), PDL=pdl, num_warps=plan.warps, num_stages=1,
+        WINDOW=scores[1] < NO_WINDOW, ASSEMBLY=_has_assembly(q), PDL=pdl, num_warps=plan.warps, num_stages=1,
         launch_pdl=pdl,
     )  # fmt: skip
 
