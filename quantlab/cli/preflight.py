@@ -109,7 +109,16 @@ def check_out(source: Path, out: Path, force: bool, restart: bool = False) -> No
             raise OutputError("exists already", where=str(out), fix="another --out, or --force to replace it")
         if force and not _is_replaceable(out):
             raise OutputError("is not a checkpoint folder, so --force will not remove it", where=str(out))
-    parent = _existing_parent(there)
+    _check_writable(_existing_parent(there))
+
+
+def check_report_folder(out: Path) -> None:
+    """Raises OutputError if reports cannot be written into `out`, which may exist."""
+    there = out.resolve()
+    _check_writable(there if there.exists() else _existing_parent(there))
+
+
+def _check_writable(parent: Path) -> None:
     if not parent.is_dir():
         raise OutputError("is a file, so no folder can be made in it", where=str(parent))
     if not os.access(parent, os.W_OK | os.X_OK) or os.statvfs(parent).f_flag & os.ST_RDONLY:

@@ -11,18 +11,15 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from quantlab.errors import TextError, UsageError
+from quantlab.eval.options import ProtocolName
 from quantlab.eval.result import Protocol
 from quantlab.text import Tokenizer
 
-ProtocolName = Literal["gptq", "rolling"]
-DEFAULT_WINDOW = 2048
-MIN_WINDOW = 16
 MEANINGS = {
     "name": "the protocol", "text": "the text", "tokenizer": "the tokenizer", "bos": "the tokens before the text",
     "window": "the window", "tokens": "the number of tokens", "words": "the number of words",

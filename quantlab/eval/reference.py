@@ -65,9 +65,10 @@ class Reference:
     states: States
 
 
-def bytes_a_token(model_width: int, dtype: torch.dtype) -> int:
-    """Bytes that an entry takes for each scored token."""
-    return model_width * dtype.itemsize
+def bytes_a_token(head: nn.Module, dtype: torch.dtype) -> int:
+    """Bytes that an entry takes for each scored token: the width of what the output layer reads."""
+    width = next(tensor for tensor in head.state_dict().values() if tensor.dim() == 2).shape[1]
+    return int(width) * dtype.itemsize
 
 
 def open_reference(cache: Path, key: Key, windows: Windows, head: nn.Module) -> Reference | None:

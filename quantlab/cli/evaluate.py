@@ -1,0 +1,100 @@
+"""`quantlab eval`: options in, one call to `eval.run`, reports out, the verdict as the exit code.
+
+Knows nothing about models or statistics; torch is imported only when all that can be checked without it has been.
+"""
+
+import sys
+from pathlib import Path
+
+import typer
+
+from quantlab.cli import arguments as quantize_arg
+from quantlab.cli import eval_arguments as arg
+from quantlab.cli.console import data_console, print_json
+from quantlab.cli.examples import SETTINGS, epilog
+from quantlab.cli.failures import Interrupted
+from quantlab.cli.preflight import check_device, check_report_folder
+from quantlab.cli.progress import make_view
+from quantlab.errors import QuantlabError, UsageError
+from quantlab.eval.corpus import BUNDLED, find_texts
+from quantlab.eval.gate_file import find_gate
+from quantlab.eval.options import EvalOptions, ProtocolName, TextOptions
+from quantlab.eval.result import Report
+from quantlab.events import Notice
+
+EXAMPLES = (
+    ("quantlab eval ./Llama-3.2-1B-w4a16 --baseline ./Llama-3.2-1B", "a verdict from the bundled text"),
+    ("quantlab eval ./Llama-3.2-1B-w4a16 -b ./Llama-3.2-1B --text notes.txt --out ./evaluation", "your text, a report"),
+    ("quantlab eval ./Llama-3.2-1B-w4a16 -b ./Llama-3.2-1B --gate strict --json", "another gate, for a script"),
+)
+EXIT_CODES = {"pass": 0, "fail": 10, "inconclusive": 11}
+app = typer.Typer()
+
+
+@app.command("eval", context_settings=SETTINGS, epilog=epilog(EXAMPLES))
+def command(
+    candidate: arg.Candidate,
+    baseline: arg.Baseline,
+    text: arg.Text = None,
+    protocol: arg.Protocol = "gptq",
+    window: arg.Window = None,
+    tokens: arg.Tokens = None,
+    gate: arg.GateOption = "default",
+    device: quantize_arg.Device = "auto",
+    dtype: arg.Dtype = "auto",
+    batch_size: arg.BatchSize = None,
+    cache: arg.Cache = None,
+    no_cache: arg.NoCache = False,
+    out: arg.Out = None,
+    json: quantize_arg.Json = False,
+) -> None:
+    """Judge a quantized model against the model it stands for: what was lost, and whether a gate lets it through.
+
+    Exits with 0 for pass, 10 for fail, 11 for inconclusive. The baseline's results are kept for the next candidate.
+    """
+    if no_cache and cache is not None:
+        raise UsageError("--no-cache and --cache exclude each other", where="--cache")
+    protocols: tuple[ProtocolName, ...] = ("gptq", "rolling") if protocol == "both" else (protocol,)
+    texts = TextOptions(find_texts(text or ()), protocols, window, tokens)
+    kept = None if no_cache else cache or Path.home() / ".cache" / "quantlab" / "eval"
+    options = EvalOptions(candidate, baseline, texts, find_gate(gate), device, dtype, batch_size, kept)
+    check_device(device)
+    if out is not None:
+        check_report_folder(out)
+    report = run(options, out)
+    show(report, out, json)
+    raise typer.Exit(EXIT_CODES[report.gate.verdict] if report.gate else 0)
+
+
+def run(options: EvalOptions, out: Path | None) -> Report:
+    """Carry the evaluation out, with progress on stderr; an error also goes to `out`, as CI reads it."""
+    from quantlab.eval.reports.files import write_error
+    from quantlab.eval.run import evaluate
+
+    try:
+        with make_view(sys.stderr) as view:
+            if any(source.name == BUNDLED for source in options.text.sources):
+                view(Notice("no --text given: scoring the text that comes with quantlab"))
+            return evaluate(options, view)
+    except QuantlabError as error:
+        if out is not None:
+            write_error(error, out)
+        raise
+    except KeyboardInterrupt:
+        fix = "the same command again; what the cache holds of the baseline is not measured twice"
+        raise Interrupted("stopped; no report was written", where=str(options.candidate), fix=fix) from None
+
+
+def show(report: Report, out: Path | None, json: bool) -> None:
+    """Write the report's files, and the report itself to stdout."""
+    from quantlab.eval.reports.files import write_reports
+    from quantlab.eval.reports.terminal import show as show_tables
+
+    written = write_reports(report, out) if out is not None else []
+    if json:
+        print_json(report.model_dump(mode="json"))
+        return
+    console = data_console()
+    show_tables(report, console)
+    for path in written:
+        console.print(f"written  {path}", markup=False)

@@ -1,0 +1,157 @@
+"""From two folders to a result: the baseline's stages, the candidate's stages, the verdict. The one IO shell of `eval`.
+
+One model is in memory at a time: what the candidate is compared with are the baseline's final states, from the cache or
+made for it. Holds no maths and writes nothing but the cache.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from quantlab import __version__
+from quantlab.checkpoint.load import load_head, load_model
+from quantlab.clock import Clock
+from quantlab.errors import QuantlabError
+from quantlab.eval.distribution import text_noise, text_result
+from quantlab.eval.facts import layer_errors, machine
+from quantlab.eval.gate import check_measurable, judge
+from quantlab.eval.measure import Side, Tick, model_side, score_noise, score_windows
+from quantlab.eval.metrics import available
+from quantlab.eval.options import EvalOptions
+from quantlab.eval.protocol import Windows
+from quantlab.eval.reference import MAX_BYTES_A_TOKEN, Key, build_reference, bytes_a_token, open_reference
+from quantlab.eval.result import NoiseFloor, Report, TextNoise, TextResult
+from quantlab.eval.setup import Place, Setup, prepare, text_names
+from quantlab.events import Listener, Notice, StepDone
+from quantlab.models.decoder import CausalLM
+
+
+@dataclass
+class Model:
+    """A model that is loaded when it is first needed."""
+
+    folder: Path
+    place: Place
+    clock: Clock
+    whole: CausalLM | None = None
+    output: nn.Module | None = None
+
+    def get(self) -> CausalLM:
+        """The whole model."""
+        if self.whole is None:
+            with self.clock.stage("load models"):
+                self.whole = load_model(self.folder, self.place.dtype, self.place.device)
+        return self.whole
+
+    def head(self) -> nn.Module:
+        """Its output layer, read alone unless the model is there."""
+        if self.output is None:
+            with self.clock.stage("load models"):
+                whole = self.whole
+                self.output = whole.lm_head if whole else load_head(self.folder, self.place.dtype, self.place.device)
+        return self.output
+
+
+@dataclass
+class BaselineTexts:
+    """The baseline's side of every text by name, the noise of each, and whether all of it was there already."""
+
+    sides: dict[str, Side] = field(default_factory=dict)
+    noise: list[TextNoise] = field(default_factory=list)
+    cached: bool = True
+
+
+def evaluate(options: EvalOptions, listener: Listener) -> Report:
+    """Carry out `options`; raises a QuantlabError for whatever stands in the way."""
+    check_measurable(options.gate, available(text_names(options.text), {}))
+    started, clock = time.perf_counter(), Clock()
+    with clock.stage("prepare"):
+        setup = prepare(options)
+        layers = layer_errors(options.candidate)
+    baseline = baseline_texts(setup, clock, listener)
+    texts = candidate_texts(setup, baseline, clock, listener)
+    batches = setup.place.batch, 2 * setup.place.batch
+    noise = NoiseFloor(batch_sizes=batches, texts=tuple(baseline.noise), tasks=())
+    return Report(
+        quantlab=__version__,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        machine=machine(setup.place.device),
+        baseline=setup.baseline,
+        candidate=setup.candidate,
+        baseline_from_cache=baseline.cached,
+        texts=texts,
+        tasks=(),
+        noise=noise,
+        layers=layers,
+        gate=judge(options.gate, texts, (), noise),
+        seconds=rounded({**clock.stages, "total": time.perf_counter() - started}),
+    )
+
+
+def baseline_texts(setup: Setup, clock: Clock, listener: Listener) -> BaselineTexts:
+    """The baseline's states of every text, from the cache where they are; the model itself is loaded only if needed."""
+    model, found = Model(setup.options.baseline, setup.place, clock), BaselineTexts()
+    for name, windows in setup.texts.items():
+        tick = _ticker(f"baseline {name}", listener)
+        side, noise, cached = _baseline_text(setup, model, windows, tick, listener)
+        found.sides[name] = side
+        found.noise.append(noise.model_copy(update={"name": name}))
+        found.cached &= cached
+    return found
+
+
+def candidate_texts(setup: Setup, baseline: BaselineTexts, clock: Clock, listener: Listener) -> tuple[TextResult, ...]:
+    """Every text scored with the candidate beside the baseline's states."""
+    model = Model(setup.options.candidate, setup.place, clock).get()
+    results = []
+    for name, windows in setup.texts.items():
+        tick = _ticker(f"candidate {name}", listener)
+        with clock.stage("candidate on text"):
+            scores = score_windows(windows, baseline.sides[name], model_side(model, windows), setup.place.batch, tick)
+        results.append(text_result(name, windows.protocol, scores, windows.lengths))
+    return tuple(results)
+
+
+def _baseline_text(
+    setup: Setup, model: Model, windows: Windows, tick: Tick, listener: Listener
+) -> tuple[Side, TextNoise, bool]:
+    """The baseline's side of one text, its noise, and whether both were in the cache."""
+    place, cache = setup.place, setup.options.cache
+    if cache is None or bytes_a_token(model.head(), place.dtype) > MAX_BYTES_A_TOKEN:
+        side, whole = model_side(model.get(), windows), model.get()
+        with model.clock.stage("baseline on text"):
+            return side, text_noise("", score_noise(whole, windows, side, place.batch)), False
+    key = Key(
+        weights=setup.baseline.weights,
+        tokenizer=setup.baseline.tokenizer,
+        protocol=windows.protocol.digest,
+        machine=f"{machine(place.device).device}, torch {torch.__version__}, {place.batch} windows together",
+    )
+    head = model.head()
+    with model.clock.stage("read cache"):
+        reference = open_reference(cache, key, windows, head)
+    cached = reference is not None
+    if reference is None:
+        if key.folder(cache).exists():
+            listener(Notice(f"the cached baseline in {key.folder(cache)} is damaged: made again"))
+        whole = model.get()
+        with model.clock.stage("baseline on text"):
+            build_reference(cache, key, windows, whole, place.batch, tick)
+        reference = open_reference(cache, key, windows, head)
+    if reference is None:
+        raise QuantlabError("what was just written to the cache cannot be read back", where=str(key.folder(cache)))
+    return Side(reference.states, head), reference.facts.noise, cached
+
+
+def _ticker(stage: str, listener: Listener) -> Callable[[int, int], None]:
+    return lambda done, total: listener(StepDone(stage, done, total))
+
+
+def rounded(seconds: Mapping[str, float]) -> dict[str, float]:
+    """Milliseconds are enough for a result file."""
+    return {name: round(value, 3) for name, value in seconds.items()}
