@@ -12,9 +12,9 @@ from quantlab.eval.result import Report
 
 MAX_ROWS = 100  # GitHub drops a step summary over 1 MiB
 MARKS = {"pass": "✅", "fail": "❌", "inconclusive": "⚠️"}
-SPECIAL = re.compile(r"[\\`*_\[\]<>|~$&]|:(?=\S)|(?<=\bwww)\.", re.IGNORECASE)
-# No escape stops a mention or the number of an issue: they are made of the rendered text.
-REFERENCE = re.compile(r"@(?=\w)|#(?=\d)")
+SPECIAL = re.compile(r"[\\`*_\[\]<>|~$&]|:(?=/)|(?<=\bwww)\.", re.IGNORECASE)
+# No escape stops a mention, the number of an issue or an emoji's name: they are made of the rendered text.
+REFERENCE = re.compile(r"@(?=\w)|#(?=\d)|:(?=[a-z+-][\w+-]*:)", re.IGNORECASE)
 WORD_JOINER = "\u2060"
 
 
@@ -24,7 +24,7 @@ def markdown(report: Report) -> str:
     names = f"{escaped(one_line(report.candidate.path))} against {escaped(one_line(report.baseline.path))}"
     parts = [
         f"## {mark} {verdict_word(report)}: {escaped(verdict_sentence(report))}",
-        f"{names} ({escaped(one_line(report.candidate.scheme))})",
+        f"Candidate {names} ({escaped(one_line(report.candidate.scheme))})",
     ]
     for table in (gate_table(report), cost_table(report), task_table(report)):
         if table is not None:
