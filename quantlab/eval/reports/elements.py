@@ -29,7 +29,7 @@ def element(name: str, attributes: Mapping[str, Attribute] | None = None, *child
 
 def join(*children: str) -> Markup:
     """Children one after the other, text escaped."""
-    return Markup("".join(child if isinstance(child, Markup) else escape(child) for child in children))
+    return Markup("".join(child if isinstance(child, Markup) else escape(child, quote=False) for child in children))
 
 
 def number(value: float) -> str:

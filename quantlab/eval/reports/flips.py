@@ -11,7 +11,7 @@ from quantlab.eval.result import Flip, TaskResult
 
 MAX_TASKS = 100
 MAX_FLIPS = 25  # of a task
-MAX_TEXT = 900_000  # characters of prompts and answers on a page that must stay under 2 MB
+MAX_BYTES = 500_000  # of all flips, on a page that must stay under 2 MB
 PROMPT, ANSWER = 1500, 400
 
 
@@ -20,7 +20,7 @@ def flips_browser(tasks: tuple[TaskResult, ...]) -> Markup | None:
     told = [task for task in tasks if task.flips][:MAX_TASKS]
     if not told:
         return None
-    most = MAX_TEXT // len(told)
+    most = MAX_BYTES // len(told)
     return element("div", {"class": "flips"}, *(_task(task, most) for task in told))
 
 
@@ -28,7 +28,7 @@ def _task(task: TaskResult, budget: int) -> Markup:
     shown, left = [], budget
     for flip in task.flips[:MAX_FLIPS]:
         item = _item(flip)
-        left -= len(item)
+        left -= len(item.encode())
         if left < 0:
             break
         shown.append(item)

@@ -9,7 +9,7 @@ from quantlab.eval.reports.panels import folded
 from quantlab.eval.reports.words import WORDS, in_order, measured, one_line
 from quantlab.eval.result import GateLine, GateResult
 
-MAX_LINES = 300
+MAX_LINES = 150
 MAX_MET = 4  # met requirements that are shown; more of them are folded, so that the figures below are seen at once
 ROW = 24.0
 
@@ -35,7 +35,7 @@ def _list(lines: list[GateLine]) -> Markup:
 
 
 def _item(line: GateLine) -> Markup:
-    reason = one_line(line.reason, 400)
+    reason = one_line(line.reason, 300)
     noise = " (within the noise floor)" if line.below_noise and "noise" not in reason else ""
     p = "" if line.p_value is None else f", p = {line.p_value:.2g}"
     name = element(

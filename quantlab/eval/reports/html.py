@@ -21,8 +21,8 @@ from quantlab.eval.reports.text_plots import text_plots
 from quantlab.eval.reports.words import one_line, verdict_sentence, verdict_word
 from quantlab.eval.result import Report
 
-MAX_ROWS = 300
-MAX_TEXTS = 12
+MAX_ROWS = 150
+MAX_TEXTS = 6
 
 
 def html(report: Report) -> str:

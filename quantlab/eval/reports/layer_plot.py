@@ -14,7 +14,7 @@ from quantlab.eval.reports.tables import Table
 from quantlab.eval.reports.words import one_line, small
 from quantlab.eval.result import LayerError
 
-MAX_BLOCKS = 256
+MAX_BLOCKS = 128
 MAX_KINDS = 8  # as many as the style sheet tells apart
 WORST = 12
 BLOCK = re.compile(r"(?:^|\.)layers\.(\d{1,6})\.(.+)$")

@@ -191,5 +191,5 @@ def _circumstances(report: Report) -> list[Row]:
         rows.append(("scored", f"{human_count(sum(text.protocol.tokens for text in report.texts))} tokens"))
     if report.seconds:
         stages = ", ".join(f"{one_line(name, 40)} {human_seconds(s)}" for name, s in report.seconds.items())
-        rows.append(("time", f"{human_seconds(sum(report.seconds.values()))} ({stages})"))
+        rows.append(("time", f"{human_seconds(sum(report.seconds.values()))} ({one_line(stages, 400)})"))
     return rows

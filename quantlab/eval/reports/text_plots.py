@@ -12,7 +12,7 @@ from quantlab.eval.reports.tables import Table
 from quantlab.eval.reports.words import exp, percent, perplexity, small
 from quantlab.eval.result import Position, TextNoise, TextResult
 
-MAX_POINTS = 256
+MAX_POINTS = 128
 MAX_NUMBERS = 32
 Bin = tuple[float, float, int]
 

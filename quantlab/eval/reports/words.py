@@ -15,15 +15,14 @@ NO_GATE = "MEASURED"
 
 
 def visible(text: str, limit: int) -> str:
-    """At most `limit` characters of `text` over several lines; what a screen would obey or hide is escaped instead.
+    """The beginning of `text`, `limit` characters or less, on its lines; what a screen would obey or hide is escaped.
 
     Control characters could rewrite a terminal's line, and marks of direction could swap an answer's words. More than
     a few marks on one letter would cover the lines above and below.
     """
-    shown = text[:limit]
-    kept = "".join(c if c == "\n" or c.isprintable() else printable(c) for c in shown)
-    left = len(text) - len(shown)
-    return _few_marks(kept) + (f" ... ({left:,} more characters)" if left else "")
+    kept = "".join(c if c == "\n" or c.isprintable() else printable(c) for c in text[:limit])
+    left = len(text) - limit
+    return _few_marks(kept)[:limit] + (f" ... ({left:,} more characters)" if left > 0 else "")
 
 
 def one_line(text: str, limit: int = 200) -> str:

@@ -38,10 +38,10 @@ def huge_report() -> Report:
     """A thousand tasks with long flips, a thousand lines and texts, and a mixture of experts' ten thousand linears."""
     sound = sample_report()
     text, task = sound.texts[0], sound.tasks[0]
-    flip = Flip(index=1, prompt="<&> " * 20_000, baseline="&" * 10_000, candidate="x" * 10_000, was_right=False)
+    flip = Flip(index=1, prompt="<&> " * 20_000, baseline="&" * 10_000, candidate="漢" * 10_000, was_right=False)
     assert sound.gate is not None and sound.noise is not None
     tasks = [task.model_copy(update={"name": f"task {i} " + "x" * 300, "flips": (flip,) * 50}) for i in range(1000)]
-    lines = [sound.gate.lines[0].model_copy(update={"metric": f"line {i}", "reason": "y" * 900}) for i in range(1000)]
+    lines = [sound.gate.lines[0].model_copy(update={"metric": f"line {i}", "reason": "&" * 900}) for i in range(1000)]
     positions = tuple(text.positions[0].model_copy(update={"start": i, "stop": i + 1}) for i in range(20_000))
     bins = text.kl_histogram.model_copy(
         update={"edges": tuple(1e-6 * (i + 1) for i in range(5001)), "counts": (7,) * 5000}
