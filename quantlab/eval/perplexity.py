@@ -11,14 +11,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from quantlab.errors import UsageError
+from quantlab.eval.scoring import chunk_tokens, score_chunk, token_nll
 from quantlab.models.decoder import CausalLM
 from quantlab.text import Tokenizer
 
 WINDOW = 1024
-LOGIT_VALUES = 1 << 21  # logits held at once per model: 8 MB in fp32, whatever the vocabulary
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,17 +38,6 @@ class Fidelity:
     def ratio(self) -> float:
         """Candidate's perplexity over the baseline's; 1.0 is lossless."""
         return self.perplexity / self.baseline_perplexity
-
-
-def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
-    """Negative log likelihood in nats: logits: [n, V], targets: [n] int64 -> [n] fp32."""
-    return cross_entropy(logits.float(), targets, reduction="none")
-
-
-def token_kl(baseline: Tensor, candidate: Tensor) -> Tensor:
-    """KL(P || Q) in nats of the softmaxes of two logits: [n, V] each -> [n] fp32."""
-    p, q = baseline.float().log_softmax(-1), candidate.float().log_softmax(-1)
-    return (p.exp() * (p - q)).sum(-1)
 
 
 def cut_windows(ids: Tensor, window: int) -> Tensor:
@@ -80,7 +68,7 @@ def perplexity(model: CausalLM, ids: Tensor, window: int = WINDOW) -> float:
     with torch.inference_mode():
         for row in windows:
             for logits, targets in zip(_logits(model, row), _targets(model, row), strict=True):
-                total += token_nll(logits, targets.to(logits.device)).sum(dtype=torch.float64).item()
+                total += token_nll(logits, targets).sum().item()
     return math.exp(total / (len(windows) * (window - 1)))
 
 
@@ -100,7 +88,7 @@ def compare_many(
             streams = [_logits(model, row) for model in (baseline, *candidates)]
             for targets, reference, *others in zip(_targets(baseline, row), *streams, strict=True):
                 for index, logits in enumerate(others):
-                    sums[index] += _chunk_sums(reference, logits.to(reference.device), targets)
+                    sums[index] += _chunk_sums(reference, logits, targets)
     scored = len(windows) * (window - 1)
     return [_fidelity(row.tolist(), scored) for row in sums / scored]
 
@@ -112,13 +100,8 @@ def _fidelity(means: list[float], scored: int) -> Fidelity:
 
 def _chunk_sums(reference: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
     """Sums over a chunk: baseline nll, candidate nll, KL, agreements; logits: [n, V] each, targets: [n] -> [4] fp64."""
-    targets = targets.to(reference.device)
-    columns = (
-        token_nll(reference, targets),
-        token_nll(logits, targets),
-        token_kl(reference, logits),
-        reference.argmax(-1) == logits.argmax(-1),
-    )
+    scores = score_chunk(reference, logits, targets)
+    columns = (scores.baseline_nll, scores.nll, scores.kl, scores.agree)
     return torch.stack([column.sum(dtype=torch.float64) for column in columns]).cpu()
 
 
@@ -135,4 +118,4 @@ def _targets(model: CausalLM, row: Tensor) -> tuple[Tensor, ...]:
 
 
 def _chunk_tokens(model: CausalLM) -> int:
-    return max(16, LOGIT_VALUES // model.embed_tokens.num_embeddings)
+    return chunk_tokens(model.embed_tokens.num_embeddings, model.embed_tokens.weight.device)

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from quantlab.errors import NumericsError
 
-# Values of one chunk of logits: 2 MB in fp32 stay in a core's cache; a GPU wants work for all of its cores instead.
-CPU_VALUES, GPU_VALUES = 1 << 19, 1 << 25
+# Values of one chunk of logits: 8 MB in fp32 fill a CPU's matrix product; a GPU wants work for all of its cores.
+CPU_VALUES, GPU_VALUES = 1 << 21, 1 << 25
 MIN_CHUNK = 16  # tokens: fewer would read the whole output layer for next to nothing
 
 
@@ -61,7 +61,7 @@ def score_chunk(baseline: Tensor, candidate: Tensor, targets: Tensor) -> TokenSc
     _check_finite(lse_b, "candidate's")
     right = targets.to(a.device)[:, None]
     nll_a, nll_b = (lse - x.gather(-1, right)[:, 0].double() for lse, x in ((lse_a, a), (lse_b, b)))
-    kl = exp_a.mul_(a.sub_(b)).sum(-1).double() / sum_a - (lse_a - lse_b)
+    kl = exp_a.mul_(a - b).sum(-1).double() / sum_a - (lse_a - lse_b)
     _check_finite(kl, "models'")  # single infinite logits do not show in the sums
     return TokenScores(nll_a, nll_b, kl.clamp_(min=0.0), first_a == first_b, (-nll_b).exp() - (-nll_a).exp())
 

@@ -8,12 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from torch.nn.functional import kl_div
 from transformers import AutoModelForCausalLM
 
 from quantlab.errors import UsageError
-from quantlab.eval import perplexity as subject
-from quantlab.eval.perplexity import compare, compare_many, cut_windows, perplexity, read_ids, token_kl, token_nll
+from quantlab.eval import scoring
+from quantlab.eval.perplexity import compare, compare_many, cut_windows, perplexity, read_ids
 from quantlab.models.config import ModelConfig
 from quantlab.models.decoder import CausalLM, build_model
 from quantlab.text import Tokenizer
@@ -90,7 +89,7 @@ def test_figures_do_not_depend_on_the_chunk(
     model: CausalLM, damaged: CausalLM, ids: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = compare(model, damaged, ids, WINDOW)
-    monkeypatch.setattr(subject, "LOGIT_VALUES", 1)
+    monkeypatch.setattr(scoring, "CPU_VALUES", 1)
     chunked = compare(model, damaged, ids, WINDOW)
     assert chunked.kl == pytest.approx(whole.kl, rel=1e-4)
     assert chunked.perplexity == pytest.approx(whole.perplexity, rel=1e-5)
@@ -101,28 +100,10 @@ def test_logits_never_exceed_a_chunk(model: CausalLM, ids: Tensor, monkeypatch: 
     seen: list[int] = []
     inner = CausalLM.logits
     monkeypatch.setattr(CausalLM, "logits", lambda self, x: seen.append(len(x)) or inner(self, x))
-    monkeypatch.setattr(subject, "LOGIT_VALUES", 16 * 8192)
+    monkeypatch.setattr(scoring, "CPU_VALUES", 16 * 8192)
     perplexity(model, ids, WINDOW)
     assert max(seen) == 16
     assert sum(seen) == 4 * (WINDOW - 1)
-
-
-def test_uniform_logits_score_the_vocabulary_size() -> None:
-    nll = token_nll(torch.zeros(5, 37, dtype=torch.bfloat16), torch.arange(5))
-    assert nll.dtype == torch.float32
-    assert nll.exp().tolist() == pytest.approx([37.0] * 5, rel=1e-5)
-
-
-def test_kl_is_that_of_torch_and_is_not_symmetric() -> None:
-    p, q = torch.randn(7, 33), torch.randn(7, 33)
-    oracle = kl_div(q.log_softmax(-1), p.log_softmax(-1), log_target=True, reduction="none").sum(-1)
-    torch.testing.assert_close(token_kl(p, q), oracle)
-    assert not torch.allclose(token_kl(p, q), token_kl(q, p), rtol=0.01)
-
-
-def test_kl_survives_logits_far_apart() -> None:
-    p, q = torch.tensor([[500.0, 0.0]]), torch.tensor([[0.0, 500.0]])
-    assert token_kl(p, q).item() == pytest.approx(500.0)
 
 
 def test_windows_are_disjoint_and_the_tail_is_dropped() -> None:
