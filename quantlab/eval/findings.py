@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 
 from quantlab.eval.gate_file import Rule
-from quantlab.eval.metrics import Mean, Order, Pairs, Quantity, Share, scaled
+from quantlab.eval.metrics import Mean, Order, Pairs, Quantity, Share
 from quantlab.eval.probability import binomial_at_least, binomial_at_most, normal_quantile, share_bounds
 from quantlab.eval.result import Estimate
 from quantlab.eval.statistics import (
@@ -16,6 +16,7 @@ from quantlab.eval.statistics import (
     interval,
     items_needed,
     p_above,
+    p_below,
     p_loss_above,
     p_loss_below,
     smallest_drop,
@@ -69,7 +70,7 @@ def _mean(rule: Rule, mean: Mean, alpha: float) -> Finding:
     edge = math.log(limit) if mean.logarithm else limit
     low, high = (_read(mean, bound) for bound in interval(mean.estimate, 1.0 - 2.0 * alpha))
     value = _read(mean, mean.estimate.value)
-    over, under = p_above(mean.estimate, edge), p_above(scaled(mean.estimate, -1.0), -edge)
+    over, under = p_above(mean.estimate, edge), p_below(mean.estimate, edge)
     exact = mean.estimate.standard_error == 0.0 and mean.estimate.value == edge  # a limit is itself allowed
     known = mean.estimate.standard_error is not None
     return Finding(
