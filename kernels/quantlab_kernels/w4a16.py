@@ -1,0 +1,203 @@
+"""y = x W^T (+ bias) for a 4-bit weight: checks, the choice of a kernel, the launch.
+
+Which kernel runs where is `supported_kernels`: Gluon on Hopper under the Triton releases it was checked with, mma.sync
+on NVIDIA GPUs from sm_80, plain Triton everywhere else and in the interpreter. Knows nothing about models.
+"""
+
+from functools import cache
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+from quantlab_kernels.w4a16_decode import w4a16_decode_kernel
+from quantlab_kernels.w4a16_gluon import w4a16_gluon_kernel
+from quantlab_kernels.w4a16_heuristic import likely_tile
+from quantlab_kernels.w4a16_layout import COLUMNS, ROWS, W4A16Weight
+from quantlab_kernels.w4a16_tiles import DecodeTile, GluonTile, PlainTile, Tile, measured_tile
+from quantlab_kernels.w4a16_triton import w4a16_plain_kernel
+
+# Gluon changes between releases; its kernel runs on a GPU under 3.6 and is compiled and linted under the others.
+GLUON_RELEASES = ("3.6", "3.9")
+COUNTERS = 1 << 16
+INTERPRETED = triton.knobs.runtime.interpret
+TRITON_DTYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
+
+
+def w4a16_linear(x: Tensor, weight: W4A16Weight, bias: Tensor | None = None, tile: Tile | None = None) -> Tensor:
+    """x W^T + bias, in float32 but for the operands: x: [..., K] and bias: [N] or None in the weight's dtype.
+
+    Returns [..., N]. The same input gives the same bits. `tile` overrules the measured choice. Calls that run at the
+    same time on one stream's workspace (two graphs captured on one stream, replayed on two) are the caller's to avoid.
+    Raises ValueError for a wrong dtype, shape or device, and for a tile that this machine or shape cannot run.
+    """
+    _check(x, weight, bias)
+    rows = x.reshape(-1, weight.in_features).contiguous()
+    out = torch.empty(rows.shape[0], weight.out_features, dtype=x.dtype, device=x.device)
+    if out.numel():
+        launch(rows, weight, bias, out, tile or choose_tile(weight, rows), early=programmatic(x.device))
+    return out.view(*x.shape[:-1], weight.out_features)
+
+
+def choose_tile(weight: W4A16Weight, x: Tensor) -> Tile:
+    """The measured tile if this GPU and shape were measured, else a likely one. x: [M, K]."""
+    kernels = supported_kernels(x.device)
+    if GluonTile in kernels and not _tma_can_read(x):
+        kernels = tuple(kind for kind in kernels if kind is not GluonTile)
+    tile = None
+    if x.is_cuda:
+        name = torch.cuda.get_device_name(x.device)
+        tile = measured_tile(name, weight.out_features, weight.in_features, x.shape[0])
+    if tile is None or type(tile) not in kernels:
+        return likely_tile(weight.out_features, weight.in_features, x.shape[0], kernels, processors(x.device))
+    return tile
+
+
+@cache
+def supported_kernels(device: torch.device) -> tuple[type[Tile], ...]:
+    """The kernels, by their tiles, that `device` runs."""
+    if device.type != "cuda" or torch.version.hip:
+        return (PlainTile,)
+    capability = torch.cuda.get_device_capability(device)
+    kernels: tuple[type[Tile], ...] = (PlainTile,)
+    if capability >= (8, 0):
+        kernels += (DecodeTile,)
+    if capability == (9, 0) and triton.__version__.startswith(GLUON_RELEASES):
+        kernels += (GluonTile,)
+    return kernels
+
+
+@cache
+def processors(device: torch.device) -> int:
+    """Multiprocessors of a GPU; 1 for anything else."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+
+
+@cache
+def programmatic(device: torch.device) -> bool:
+    """Whether a kernel may start, and read weights, while the one before it still runs."""
+    return device.type == "cuda" and not torch.version.hip and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+def launch(x: Tensor, weight: W4A16Weight, bias: Tensor | None, out: Tensor, tile: Tile, early: bool) -> None:
+    """Enqueue one kernel on the current stream. x: [M, K], out: [M, N]; `early` as in `programmatic`."""
+    kernel, grid, arguments, options = prepare(x, weight, bias, out, tile, early)
+    kernel[grid](*arguments, **options)
+
+
+def prepare(
+    x: Tensor, weight: W4A16Weight, bias: Tensor | None, out: Tensor, tile: Tile, early: bool
+) -> tuple[Any, tuple[int, ...], tuple[Any, ...], dict[str, Any]]:
+    """The kernel, grid, arguments and options of a launch."""
+    if isinstance(tile, GluonTile):
+        return _prepare_gluon(x, weight, bias, out, tile, early)
+    if isinstance(tile, DecodeTile):
+        return _prepare_decode(x, weight, bias, out, tile, early)
+    grid = (-(-weight.blocks // tile.blocks), -(-x.shape[0] // tile.tokens))
+    sizes = (x.shape[0], weight.out_features, weight.in_features, weight.chunks)
+    flags = (weight.group_size, weight.zeros is not None, bias is not None, _dot_dtype(x.dtype))
+    arguments = (x, *_pointers(weight, bias), out, 2.0**weight.exponent, *sizes, tile.blocks, tile.tokens, *flags)
+    return w4a16_plain_kernel, grid, arguments, {"num_warps": 4, "enable_fp_fusion": True}
+
+
+def _prepare_decode(
+    x: Tensor, weight: W4A16Weight, bias: Tensor | None, out: Tensor, tile: DecodeTile, early: bool
+) -> tuple[Any, tuple[int, ...], tuple[Any, ...], dict[str, Any]]:
+    tokens = -(-x.shape[0] // tile.tokens)
+    size = 16 * tile.row_tiles
+    row_tiles = -(-weight.out_features // size)
+    partials, counters = _workspace(x.device, row_tiles * tokens, size * tile.tokens, tile.split)
+    whole = weight.in_features % (128 * tile.warps) == 0 and weight.in_features >= 128 * tile.warps * tile.split
+    sizes = (x.shape[0], weight.out_features, weight.in_features, weight.chunks)
+    shape = (tile.warps, tile.row_tiles, tile.tokens, 128 // weight.group_size, tile.split)
+    flags = (weight.zeros is not None, bias is not None, whole, not INTERPRETED, early, _dot_dtype(x.dtype))
+    pointers = (x, *_pointers(weight, bias), out, partials, counters, 2.0**weight.exponent)
+    return (
+        w4a16_decode_kernel,
+        (row_tiles * tile.split, tokens),
+        (*pointers, *sizes, *shape, *flags),
+        _options(tile, early),
+    )
+
+
+def _prepare_gluon(
+    x: Tensor, weight: W4A16Weight, bias: Tensor | None, out: Tensor, tile: GluonTile, early: bool
+) -> tuple[Any, tuple[int, ...], tuple[Any, ...], dict[str, Any]]:
+    tokens = -(-x.shape[0] // tile.columns)
+    tiles = -(-weight.blocks * ROWS // tile.rows) * tokens
+    partials, counters = _workspace(x.device, tiles, tile.rows * tile.columns, tile.split)
+    second = _descriptor(x, tile.more_tokens or tile.tokens)
+    words, scales, zeros, bias_or_any = _pointers(weight, bias)
+    pointers = (_descriptor(x, tile.tokens), second, _word_descriptor(weight, tile), scales, zeros, bias_or_any, out)
+    sizes = (x.shape[0], weight.out_features, weight.chunks, weight.blocks, tokens)
+    shape = (tile.stages, tile.warps, tile.row_blocks, tile.chunks, weight.group_size, tile.tokens, tile.more_tokens)
+    flags = (tile.split, weight.zeros is not None, bias is not None, early)
+    arguments = (*pointers, partials, counters, 2.0**weight.exponent, *sizes, *shape, *flags)
+    return w4a16_gluon_kernel, (tiles * tile.split,), arguments, _options(tile, early) | {"maxnreg": tile.registers}
+
+
+def _options(tile: DecodeTile | GluonTile, early: bool) -> dict[str, Any]:
+    options: dict[str, Any] = {"num_warps": tile.warps, "enable_fp_fusion": True}
+    return options | {"launch_pdl": True} if early else options
+
+
+def _pointers(weight: W4A16Weight, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Words, scales, zero points and bias; a kernel does not touch what stands in for those that are None."""
+    zeros = weight.scales if weight.zeros is None else weight.zeros
+    return weight.words, weight.scales, zeros, weight.scales if bias is None else bias
+
+
+def _dot_dtype(dtype: torch.dtype) -> tl.dtype:
+    """What the plain code multiplies: the interpreter's dot takes the raw bits of bfloat16 for numbers."""
+    return tl.float32 if INTERPRETED and dtype == torch.bfloat16 else TRITON_DTYPES[dtype]
+
+
+def _descriptor(x: Tensor, tokens: int) -> TensorDescriptor:
+    return TensorDescriptor.from_tensor(x, [tokens, COLUMNS], gl.NVMMASharedLayout(128, 16, 2))
+
+
+def _word_descriptor(weight: W4A16Weight, tile: GluonTile) -> TensorDescriptor:
+    """Words with K outermost, so that a box holds chunk after chunk."""
+    words = weight.words.view(weight.blocks, weight.chunks, 16, COLUMNS).permute(1, 0, 2, 3)
+    box = [tile.chunks, tile.rows // ROWS, 16, COLUMNS]
+    return TensorDescriptor.from_tensor(words, box, gl.NVMMASharedLayout(128, 16, 4))
+
+
+def _workspace(device: torch.device, tiles: int, size: int, split: int) -> tuple[Tensor, Tensor]:
+    """Room for the partial sums of a launch, and counters that are zero between launches."""
+    stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+    counters = _counters(device, stream)
+    if split == 1:
+        return counters, counters
+    if tiles > COUNTERS:
+        raise ValueError(f"K cannot be split for {tiles} tiles: at most {COUNTERS}")
+    return torch.empty(tiles * split * size, dtype=torch.float32, device=device), counters
+
+
+@cache
+def _counters(device: torch.device, stream: int) -> Tensor:
+    """One set for each stream, since launches on different streams may run at the same time."""
+    return torch.zeros(COUNTERS, dtype=torch.int32, device=device)
+
+
+def _tma_can_read(x: Tensor) -> bool:
+    """Whether rows of x begin where the copy engine can: at multiples of 16 bytes."""
+    return x.shape[1] % 8 == 0 and x.data_ptr() % 16 == 0
+
+
+def _check(x: Tensor, weight: W4A16Weight, bias: Tensor | None) -> None:
+    if x.dim() == 0 or x.shape[-1] != weight.in_features:
+        raise ValueError(f"x must be [..., {weight.in_features}], not {list(x.shape)}")
+    if x.dtype != weight.dtype:
+        raise ValueError(f"x is {x.dtype}, but the weight was prepared for {weight.dtype}")
+    if x.device != weight.words.device:
+        raise ValueError(f"x is on {x.device}, the weight on {weight.words.device}")
+    if not x.is_cuda and not INTERPRETED:
+        raise ValueError("the kernels need a GPU, or TRITON_INTERPRET=1 in the environment")
+    if bias is not None and (bias.shape != (weight.out_features,) or bias.dtype != x.dtype or bias.device != x.device):
+        wanted = f"[{weight.out_features}] {x.dtype} on {x.device}"
+        raise ValueError(f"bias must be {wanted}, not {list(bias.shape)} {bias.dtype} on {bias.device}")

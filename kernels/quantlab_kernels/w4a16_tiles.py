@@ -1,0 +1,106 @@
+"""Which W4A16 kernel makes a product, and in which tiles: measured choices for known GPUs, a rule for all others.
+
+The measurements are data, `tiles/w4a16.json`: for a GPU and a weight's shape, the fastest tile by number of tokens.
+Knows nothing about tensors.
+"""
+
+import json
+from bisect import bisect_left
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+MEASURED = Path(__file__).parent / "tiles" / "w4a16.json"
+SHARED_BYTES = 232_448  # that a program of Hopper may have; each resident program costs another KB
+REGISTERS = 65_536  # of a processor
+
+
+@dataclass(frozen=True, slots=True)
+class PlainTile:
+    """w4a16_triton: tiles of 64 `blocks` rows by `tokens` tokens."""
+
+    blocks: int
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeTile:
+    """w4a16_decode: `warps` warps on 16 `row_tiles` rows by `tokens` tokens, `split` programs along K."""
+
+    warps: int
+    row_tiles: int
+    tokens: int
+    split: int
+
+
+@dataclass(frozen=True, slots=True)
+class GluonTile:
+    """w4a16_gluon: 16 `warps` `row_blocks` rows by `tokens` + `more_tokens`, stages of 64 `chunks` columns.
+
+    `split` programs along K; `resident` programs share a processor.
+    """
+
+    warps: int
+    row_blocks: int
+    tokens: int
+    more_tokens: int
+    chunks: int
+    split: int
+    resident: int
+
+    @property
+    def rows(self) -> int:
+        """Rows of a tile."""
+        return 16 * self.warps * self.row_blocks
+
+    @property
+    def columns(self) -> int:
+        """Tokens of a tile."""
+        return self.tokens + self.more_tokens
+
+    @property
+    def stages(self) -> int:
+        """As many as fit the share of shared memory, at most 10; what the epilogue and barriers need is measured."""
+        stage = self.chunks * (self.columns * 128 + self.rows * 32)
+        spare = {4: 2200, 8: 4300, 16: 8400}[self.warps]
+        return min(10, (SHARED_BYTES // self.resident - 1024 * (self.resident > 1) - spare) // stage)
+
+    @property
+    def registers(self) -> int:
+        """Registers a thread at most; the producer warp counts as four."""
+        return min(248, REGISTERS // ((self.warps + 4) * 32 * self.resident) // 8 * 8)
+
+
+Tile = PlainTile | DecodeTile | GluonTile
+KINDS: dict[str, type[Tile]] = {"plain": PlainTile, "decode": DecodeTile, "gluon": GluonTile}
+
+
+@cache
+def measured_tiles(path: Path = MEASURED) -> dict[tuple[str, int, int], list[tuple[int, Tile]]]:
+    """(GPU, N, K) -> (tokens, the fastest tile for that many), ascending, of a data file."""
+    found = {}
+    for entry in json.loads(path.read_text()):
+        rows = [(tokens, tile_from_json(tile)) for tokens, tile in entry["tiles"]]
+        found[entry["gpu"], entry["rows"], entry["columns"]] = sorted(rows, key=lambda row: row[0])
+    return found
+
+
+def tile_to_json(tile: Tile) -> dict[str, Any]:
+    """A tile as the data file has it."""
+    kind = next(name for name, cls in KINDS.items() if isinstance(tile, cls))
+    return {"kernel": kind, **asdict(tile)}
+
+
+def tile_from_json(fields: dict[str, Any]) -> Tile:
+    """The inverse of `tile_to_json`."""
+    return KINDS[fields["kernel"]](**{name: value for name, value in fields.items() if name != "kernel"})
+
+
+def measured_tile(gpu: str, rows: int, columns: int, tokens: int) -> Tile | None:
+    """The tile measured for the next larger number of tokens, or for the largest; None for a shape never measured."""
+    entries = measured_tiles().get((gpu, rows, columns))
+    if not entries:
+        return None
+    at = bisect_left([count for count, _ in entries], tokens)
+    return entries[min(at, len(entries) - 1)][1]
