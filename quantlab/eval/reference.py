@@ -150,8 +150,9 @@ def _produce(windows: Windows, model: CausalLM, batch: int, tick: Tick) -> Itera
     """The states of every row, [L, hidden] each, in order."""
     side = model_side(model, windows)
     for rows in windows.batches(batch):
-        yield from side.states(rows).cpu().chunk(len(rows))
+        states = side.states(rows).cpu()
         tick(rows.stop, len(windows.rows))
+        yield from states.chunk(len(rows))
 
 
 def _reader(infos: list[TensorInfo], device: torch.device) -> States:
