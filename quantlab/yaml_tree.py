@@ -171,7 +171,8 @@ def explain(
     """
     details = err.errors(include_url=False)
     # pydantic also calls a list too short when its items failed, and a key missing when it was mistyped: say the cause.
-    causes = [d for d in details if d["type"] not in ("too_short", "missing")] or details
+    causes = [d for d in details if d["type"] not in ("too_short", "missing")]
+    causes = causes or [d for d in details if d["type"] == "missing"] or details
     typos = [d for d in causes if d["type"] == "extra_forbidden"]
     problems = sorted(
         special(detail, route := file_route(detail["loc"], tree.data)) or _problem(detail, route, tree, valid_keys)

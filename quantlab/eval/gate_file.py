@@ -54,6 +54,17 @@ class Rule(Strict):
             raise ValueError(f"{self.test} compares accuracies; {self.metric} takes max or min")
         return self
 
+    @model_validator(mode="after")
+    def _limit_can_be_meant(self) -> "Rule":
+        limit = self.min if self.max is None else self.max
+        if limit is None:
+            return self
+        if metrics.is_share(self.metric) and not 0.0 <= limit <= 1.0:
+            raise ValueError(f"{self.metric} is a share between 0 and 1: {limit:g} % is {limit / 100.0:g}")
+        if metrics.is_ratio(self.metric) and limit <= 0.0:
+            raise ValueError(f"{self.metric} is a ratio, its limit must be above 0")
+        return self
+
     @property
     def margin(self) -> float:
         """The accepted loss of accuracy, a share."""

@@ -122,6 +122,16 @@ def is_accuracy(name: str) -> bool:
     return name == "tasks.accuracy" or (name.startswith("task.") and not name.endswith(".flips"))
 
 
+def is_share(name: str) -> bool:
+    """Whether a name speaks of a share of items or tokens."""
+    return is_accuracy(name) or name.split(".")[-1] in ("flips", "agreement")
+
+
+def is_ratio(name: str) -> bool:
+    """Whether a name speaks of a ratio, which is judged by its logarithm."""
+    return name.split(".")[-1] == "ppl_ratio"
+
+
 def problem_with(name: str) -> str | None:
     """Why no measurement will ever have this name; None if one could."""
     prefix, _, rest = name.partition(".")
