@@ -6,7 +6,7 @@ Knows nothing about the page around them.
 from quantlab.eval.reports import svg
 from quantlab.eval.reports.elements import Markup, element, number
 from quantlab.eval.reports.panels import folded
-from quantlab.eval.reports.words import WORDS, in_order, measured, one_line
+from quantlab.eval.reports.words import WORDS, in_order, measured, one_line, why
 from quantlab.eval.result import GateLine, GateResult
 
 MAX_LINES = 150
@@ -35,9 +35,6 @@ def _list(lines: list[GateLine]) -> Markup:
 
 
 def _item(line: GateLine) -> Markup:
-    reason = one_line(line.reason, 300)
-    noise = " (within the noise floor)" if line.below_noise and "noise" not in reason else ""
-    p = "" if line.p_value is None else f", p = {line.p_value:.2g}"
     name = element(
         "p", {"class": "name"}, element("strong", None, one_line(line.metric)), f" {one_line(line.requirement)}"
     )
@@ -45,7 +42,7 @@ def _item(line: GateLine) -> Markup:
         "li",
         {"class": line.verdict},
         element("span", {"class": f"badge {line.verdict}"}, WORDS[line.verdict]),
-        element("div", None, name, element("p", {"class": "reason"}, f"{reason}{noise}{p}")),
+        element("div", None, name, element("p", {"class": "reason"}, why(line))),
         gauge(line),
     )
 

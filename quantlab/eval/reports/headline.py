@@ -37,8 +37,8 @@ def cards(report: Report) -> list[Card]:
 
 def _text_cards(report: Report, text: TextResult) -> list[Card]:
     noise, name = noise_of(report, text.name), one_line(text.name, 40)
-    floor = "" if noise is None else f"; noise {small(noise.kl)}"
-    other = "" if noise is None else f"; noise {percent(1 - noise.disagreement)}"
+    floor = "" if noise is None else f"; noise floor {small(noise.kl)}"
+    other = "" if noise is None else f"; with itself {percent(1 - noise.disagreement)}"
     was = f"was {perplexity(text.baseline_perplexity.value)}, {ratio(text)}"
     return [
         Card("perplexity", perplexity(text.perplexity.value), was),

@@ -15,6 +15,7 @@ from quantlab.eval.reports.words import (
     perplexity,
     points,
     small,
+    why,
     with_error,
 )
 from quantlab.eval.result import GateLine, Report, TaskResult, TextNoise, TextResult, Verdict
@@ -130,12 +131,7 @@ def noise_of(report: Report, name: str) -> TextNoise | None:
 
 def _gate_row(line: GateLine) -> Row:
     value = "" if line.measured is None else measured(line, line.measured)
-    why = one_line(line.reason, 400)
-    if line.p_value is not None:
-        why += f" (p = {line.p_value:.2g})"
-    if line.below_noise and "noise" not in why:
-        why += " (within the noise floor)"
-    return line.verdict, one_line(line.metric), one_line(line.requirement), value, why
+    return line.verdict, one_line(line.metric), one_line(line.requirement), value, why(line)
 
 
 def _text_rows(text: TextResult, noise: TextNoise | None, several: bool) -> list[Row]:

@@ -3,7 +3,7 @@
 Knows nothing about the page around them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from quantlab.eval.reports import svg
 from quantlab.eval.reports.elements import Markup
@@ -14,6 +14,7 @@ from quantlab.eval.result import Position, TextNoise, TextResult
 
 MAX_POINTS = 128
 MAX_NUMBERS = 32
+SPREAD = 4  # values or widths that differ by more are shown by decades
 Bin = tuple[float, float, int]
 
 
@@ -40,13 +41,11 @@ def histogram_bins(text: TextResult) -> list[Bin]:
 
 def _perplexity(slices: list[Position]) -> Markup:
     before, after = [exp(s.baseline_nll) for s in slices], [exp(s.candidate_nll) for s in slices]
-    ratios = [exp(s.candidate_nll - s.baseline_nll) for s in slices]
-    worst, best = ratios.index(max(ratios)), ratios.index(min(ratios))
-    finding = (
-        f"The ratio is {ratios[worst]:.4f} at its worst (tokens {_place(slices[worst])}) "
-        f"and {ratios[best]:.4f} at its best (tokens {_place(slices[best])})."
-    )
-    x, y = _along(slices), svg.upward(*svg.span([*before, *after]))
+    ratios = [s.candidate_nll - s.baseline_nll for s in slices]
+    finding = f"Candidate over baseline: {_early_and_late(slices, ratios, lambda mean: f'{exp(mean):.4f}')}."
+    x = _along(slices)
+    wide = max(*before, *after) > SPREAD * min(*before, *after) > 0
+    y = svg.upward(*(svg.decades if wide else svg.span)([*before, *after]), log=wide)
     plot = svg.drawing(
         f"Perplexity of both models by position. {finding}",
         svg.HEIGHT,
@@ -55,7 +54,7 @@ def _perplexity(slices: list[Position]) -> Markup:
         _steps(slices, after, (x, y), "candidate"),
     )
     cells = zip(slices, before, after, ratios, strict=True)
-    rows = tuple((_place(s), perplexity(b), perplexity(a), f"{ratio:.4f}") for s, b, a, ratio in cells)
+    rows = tuple((_place(s), perplexity(b), perplexity(a), f"{exp(ratio):.4f}") for s, b, a, ratio in cells)
     numbers = Table("Perplexity by position", ("tokens", "baseline", "candidate", "ratio"), rows, 3).first(MAX_NUMBERS)
     lines = legend(("baseline", "baseline"), ("candidate", "candidate"))
     return panel("Perplexity by position", finding, lines, plot, numbers)
@@ -63,12 +62,8 @@ def _perplexity(slices: list[Position]) -> Markup:
 
 def _divergence(slices: list[Position], noise: TextNoise | None) -> Markup:
     values = [s.kl for s in slices]
-    worst, best = values.index(max(values)), values.index(min(values))
-    finding = (
-        f"From {small(values[best])} nats (tokens {_place(slices[best])}) "
-        f"to {small(values[worst])} (tokens {_place(slices[worst])})."
-    )
-    entries, floor = [("candidate", "mean KL(baseline || candidate)")], []
+    finding = f"Mean of the window's tokens: {_early_and_late(slices, values, lambda mean: f'{small(mean)} nats')}."
+    entries, floor = [("candidate", "KL(baseline || candidate)")], []
     x, y = _along(slices), svg.upward(*svg.span(values, zero=True))
     if noise is not None:
         entries.append(("floor", f"noise floor, {small(noise.kl)}"))
@@ -79,6 +74,20 @@ def _divergence(slices: list[Position], noise: TextNoise | None) -> Markup:
     rows = tuple((_place(s), small(s.kl)) for s in slices)
     numbers = Table("KL divergence by position", ("tokens", "nats"), rows, 1).first(MAX_NUMBERS)
     return panel("KL divergence by position", finding, legend(*entries), plot, numbers)
+
+
+def _early_and_late(slices: list[Position], values: Sequence[float], show: Callable[[float], str]) -> str:
+    """The mean over the first sixteenth of the window and over the rest; single slices are too noisy to speak of."""
+    border = max(s.stop for s in slices) / 16
+    parts: dict[bool, list[tuple[float, int]]] = {True: [], False: []}
+    for s, value in zip(slices, values, strict=True):
+        parts[s.stop <= border].append((value, max(s.stop - s.start, 1)))
+    early, late = (
+        show(sum(value * width for value, width in part) / sum(width for _, width in part)) if part else ""
+        for part in (parts[True], parts[False])
+    )
+    first = max((s.stop for s in slices if s.stop <= border), default=0)
+    return f"{early} in the first {first:,}, {late} after them" if early and late else early or late
 
 
 def _histogram(text: TextResult, bins: list[Bin]) -> Markup:
@@ -115,21 +124,28 @@ def _bar(each: Bin, total: int, x: svg.Scale, y: svg.Scale) -> Markup:
 
 
 def _along(slices: list[Position]) -> svg.Scale:
-    stop = max(s.stop for s in slices)
-    return svg.across(slices[0].start, max(stop, slices[0].start + 1))
+    """Positions counted from 1; by decades when later slices are much wider than the first ones."""
+    first, last = slices[0].start + 1, max(s.stop for s in slices) + 1
+    widths = [max(s.stop - s.start, 1) for s in slices]
+    return svg.across(first, max(last, first + 1), log=max(widths) > SPREAD * min(widths))
 
 
 def _axes(x: svg.Scale, y: svg.Scale, title: str) -> tuple[Markup, Markup]:
-    below = svg.horizontal_axis(x, "position in the window, tokens", svg.plain)
-    return below, svg.vertical_axis(y, title, svg.plain)
+    below = svg.horizontal_axis(x, f"token of the window{_kind(x)}", svg.plain)
+    return below, svg.vertical_axis(y, f"{title}{_kind(y)}", svg.plain)
+
+
+def _kind(scale: svg.Scale) -> str:
+    return " (logarithmic)" if scale.log else ""
 
 
 def _steps(slices: list[Position], values: Sequence[float], scales: tuple[svg.Scale, svg.Scale], kind: str) -> Markup:
     """A level for each slice, as wide as it is: a mean over tokens, no point."""
     x, y = scales
-    corners = [(x(at), y(value)) for s, value in zip(slices, values, strict=True) for at in (s.start, s.stop)]
+    corners = [(x(at), y(value)) for s, value in zip(slices, values, strict=True) for at in (s.start + 1, s.stop + 1)]
     return svg.path(corners, kind)
 
 
 def _place(part: Position) -> str:
-    return f"{part.start:,} to {max(part.stop - 1, part.start):,}"
+    """The slice's tokens, counted from 1."""
+    return f"{part.start + 1:,} to {part.stop:,}" if part.stop > part.start + 1 else f"{part.start + 1:,}"

@@ -64,6 +64,15 @@ def measured(line: GateLine, value: float) -> str:
     return f"{value:.4g}"
 
 
+def why(line: GateLine) -> str:
+    """The reason of a line's verdict, with what it rests on."""
+    reason = one_line(line.reason, 300)
+    if line.below_noise and "noise" not in reason:
+        reason += " (within the noise floor)"
+    # p says how hardly a sound candidate looks this bad: of a line that passed it would tell nothing.
+    return f"{reason}, p = {line.p_value:.2g}" if line.verdict == "fail" and line.p_value is not None else reason
+
+
 def exp(value: float) -> float:
     """The exponential, short of overflow: a result file may say anything."""
     return math.exp(min(value, 690.0))
@@ -122,6 +131,6 @@ def _told(lines: list[GateLine]) -> str:
     """The metrics that decide; one alone with its reason."""
     shown = [one_line(line.metric, 60) for line in lines[:MAX_NAMED]]
     if len(lines) == 1:
-        return f"{shown[0]} ({one_line(lines[0].reason, 200).rstrip('.')})"
+        return f"{shown[0]}, {one_line(lines[0].reason, 200).rstrip('.')}"
     more = len(lines) - len(shown)
     return ", ".join(shown) + (f" and {more} more" if more else "")

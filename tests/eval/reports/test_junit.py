@@ -51,7 +51,7 @@ def test_a_missed_line_is_a_failure_with_its_reason(report: Report) -> None:
     suite = checked(junit(report))
     assert outcomes(suite) == ["failure", "passed", "failure"]
     case = suite.findall("testcase")[0]
-    assert case.get("name") == "text.*.ppl_ratio: at most 1.02"
+    assert case.get("name") == "text.held-out books.ppl_ratio: at most 1.02"
     failure = case.find("failure")
     assert failure is not None and failure.get("type") == "threshold"
     assert failure.get("message") == LINES[0].reason and "measured: 1.0431" in (failure.text or "")

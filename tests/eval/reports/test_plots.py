@@ -25,7 +25,18 @@ def test_perplexity_falls_and_the_candidate_lies_above_the_baseline(report: Repo
     assert len(before) == len(after) == 2 * 16
     assert all(low > high for low, high in zip(before, after, strict=True))  # y grows downward
     assert before == sorted(before)
-    assert "1.0641 at its worst (tokens 0 to 63)" in page.source
+    assert "1.0641 in the first 64, 1.0464 after them" in page.source
+
+
+def test_slices_that_grow_are_drawn_by_decades(report: Report) -> None:
+    edges = [0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024]
+    slices = zip(edges, edges[1:], report.texts[0].positions, strict=False)
+    grown = tuple(p.model_copy(update={"start": start, "stop": stop}) for start, stop, p in slices)
+    page = Page(text_plots(report.texts[0].model_copy(update={"positions": grown}), None)[1])
+    assert "token of the window (logarithmic)" in [each.text for each in page.all("text", "title")]
+    ticks = [each.text for each in page.all("text", "tick")]
+    assert [tick for tick in ticks if "." not in tick and tick != "0"] == ["1", "10", "100", "1,000"]
+    assert "in the first 64" in page.all("p")[0].text
 
 
 def test_the_noise_floor_is_drawn_where_it_was_measured(report: Report) -> None:
