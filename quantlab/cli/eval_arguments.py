@@ -45,6 +45,23 @@ Window = Annotated[
 Tokens = Annotated[
     int | None, typer.Option(min=MIN_WINDOW, help="Use only so many tokens of each text.", rich_help_panel=TEXT)
 ]
+Suite = Annotated[
+    str | None,
+    typer.Option(metavar="NAME|FILE", help="A bundled suite (quick, core) or a YAML file.", rich_help_panel=TASKS),
+]
+Tasks = Annotated[
+    str | None,
+    typer.Option(metavar="A,B", help="Tasks: bundled, lm-eval's own, or YAML files.", rich_help_panel=TASKS),
+]
+TaskDir = Annotated[
+    Path | None,
+    typer.Option("--task-dir", metavar="DIR", help="Folder of the tasks' JSONL data or files.", rich_help_panel=TASKS),
+]
+Limit = Annotated[int | None, typer.Option(min=1, help="Only the first items of each task.", rich_help_panel=TASKS)]
+AllowCode = Annotated[
+    bool,
+    typer.Option("--allow-task-code", help="Let task files run the Python they name.", rich_help_panel=TASKS),
+]
 GateOption = Annotated[
     str,
     typer.Option(

@@ -5,6 +5,7 @@ Knows nothing about models or statistics; torch is imported only when all that c
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -17,10 +18,14 @@ from quantlab.cli.preflight import check_device, check_report_folder
 from quantlab.cli.progress import make_view
 from quantlab.errors import QuantlabError, UsageError
 from quantlab.eval.corpus import BUNDLED, find_texts
+from quantlab.eval.extra import require_harness
 from quantlab.eval.gate_file import find_gate
-from quantlab.eval.options import EvalOptions, ProtocolName, TextOptions
+from quantlab.eval.options import EvalOptions, ProtocolName, TaskOptions, TextOptions
 from quantlab.eval.result import Report
 from quantlab.events import Notice
+
+if TYPE_CHECKING:
+    from quantlab.eval.harness_stage import HarnessStage
 
 EXAMPLES = (
     ("quantlab eval ./Llama-3.2-1B-w4a16 --baseline ./Llama-3.2-1B", "a verdict from the bundled text"),
@@ -39,6 +44,11 @@ def command(
     protocol: arg.Protocol = "gptq",
     window: arg.Window = None,
     tokens: arg.Tokens = None,
+    suite: arg.Suite = None,
+    tasks: arg.Tasks = None,
+    task_dir: arg.TaskDir = None,
+    limit: arg.Limit = None,
+    allow_task_code: arg.AllowCode = False,
     gate: arg.GateOption = "default",
     device: quantize_arg.Device = "auto",
     dtype: arg.Dtype = "auto",
@@ -58,24 +68,42 @@ def command(
     texts = TextOptions(find_texts(text or ()), protocols, window, tokens)
     kept = None if no_cache else cache or Path.home() / ".cache" / "quantlab" / "eval"
     options = EvalOptions(candidate, baseline, texts, find_gate(gate), device, dtype, batch_size, kept)
+    asked = TaskOptions(task_names(suite, tasks), task_dir, limit, allow_task_code)
+    check_tasks(asked)
     check_device(device)
     if out is not None:
         check_report_folder(out)
-    report = run(options, out)
+    report = run(options, asked, out)
     show(report, out, json)
     raise typer.Exit(EXIT_CODES[report.gate.verdict] if report.gate else 0)
 
 
-def run(options: EvalOptions, out: Path | None) -> Report:
+def task_names(suite: str | None, tasks: str | None) -> tuple[str, ...]:
+    """What --suite and --tasks name together."""
+    names = [suite] if suite else []
+    return tuple(names + [name.strip() for name in (tasks or "").split(",") if name.strip()])
+
+
+def check_tasks(asked: TaskOptions) -> None:
+    """Raises UsageError for options of tasks where none is named."""
+    for option, given in (("--task-dir", asked.task_dir), ("--limit", asked.limit)):
+        if given is not None and not asked.names:
+            raise UsageError(
+                "says how to ask tasks, but none is named", where=option, fix="--suite core, or --tasks A,B"
+            )
+
+
+def run(options: EvalOptions, asked: TaskOptions, out: Path | None) -> Report:
     """Carry the evaluation out, with progress on stderr; an error also goes to `out`, as CI reads it."""
     from quantlab.eval.reports.files import write_error
     from quantlab.eval.run import evaluate
 
     try:
+        stage = load_stage(asked) if asked.names else None
         with make_view(sys.stderr) as view:
             if any(source.name == BUNDLED for source in options.text.sources):
                 view(Notice("no --text given: scoring the text that comes with quantlab"))
-            return evaluate(options, view)
+            return evaluate(options, stage, view)
     except QuantlabError as error:
         if out is not None:
             write_error(error, out)
@@ -83,6 +111,14 @@ def run(options: EvalOptions, out: Path | None) -> Report:
     except KeyboardInterrupt:
         fix = "the same command again; what the cache holds of the baseline is not measured twice"
         raise Interrupted("stopped; no report was written", where=str(options.candidate), fix=fix) from None
+
+
+def load_stage(asked: TaskOptions) -> "HarnessStage":
+    """The tasks that were asked for, ready; raises MissingExtra without lm-eval."""
+    require_harness()
+    from quantlab.eval.harness_stage import load_stage as load
+
+    return load(asked)
 
 
 def show(report: Report, out: Path | None, json: bool) -> None:

@@ -44,13 +44,17 @@ def model_facts(folder: Path, tokenizer: str) -> ModelFacts:
 
 def machine(device: torch.device) -> Machine:
     """This machine, as figures depend on it."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({_processor()})"
     return Machine(
-        device=name,
+        device=device_name(device),
         torch=str(torch.__version__),
         transformers=str(transformers.__version__),
         threads=torch.get_num_threads(),
     )
+
+
+def device_name(device: torch.device) -> str:
+    """`NVIDIA H200`, or `cpu` with the processor's name."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({_processor()})"
 
 
 def layer_errors(folder: Path) -> tuple[LayerError, ...]:

@@ -27,6 +27,16 @@ class TextOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class TaskOptions:
+    """Tasks, suites or task files by name or path, where their data are, and how many items of each (None: all)."""
+
+    names: tuple[str, ...]
+    task_dir: Path | None = None
+    limit: int | None = None
+    allow_code: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class EvalOptions:
     """One evaluation. `batch` is windows in one forward pass, None what suits the device; `cache` None keeps nothing.
 

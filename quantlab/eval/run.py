@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Protocol
 
-import torch
 from torch import nn
 
 from quantlab import __version__
@@ -25,7 +25,7 @@ from quantlab.eval.metrics import available
 from quantlab.eval.options import EvalOptions
 from quantlab.eval.protocol import Windows
 from quantlab.eval.reference import MAX_BYTES_A_TOKEN, Key, build_reference, bytes_a_token, open_reference
-from quantlab.eval.result import NoiseFloor, Report, TextNoise, TextResult
+from quantlab.eval.result import NoiseFloor, Report, TaskNoise, TaskResult, TextNoise, TextResult
 from quantlab.eval.setup import Place, Setup, prepare, text_names
 from quantlab.events import Listener, Notice, StepDone
 from quantlab.models.decoder import CausalLM
@@ -57,26 +57,41 @@ class Model:
         return self.output
 
 
+class TaskStage(Protocol):
+    """Tasks ready to be asked; a protocol, since what asks them is an extra that need not be installed."""
+
+    @property
+    def metrics(self) -> Mapping[str, str]:
+        """The metric of each task."""
+
+    def baseline(self, setup: Setup, model: Callable[[], CausalLM], tick: Tick) -> tuple[tuple[TaskNoise, ...], bool]:
+        """Ask the baseline, which `model` loads, what the cache does not know; its noise, and whether it knew all."""
+
+    def candidate(self, setup: Setup, model: CausalLM, tick: Tick) -> tuple[TaskResult, ...]:
+        """Ask the candidate the same."""
+
+
 @dataclass
-class BaselineTexts:
-    """The baseline's side of every text by name, the noise of each, and whether all of it was there already."""
+class Baseline:
+    """The baseline's side of every text by name, the noise of everything, and whether all of it was in the cache."""
 
     sides: dict[str, Side] = field(default_factory=dict)
-    noise: list[TextNoise] = field(default_factory=list)
+    text_noise: list[TextNoise] = field(default_factory=list)
+    task_noise: tuple[TaskNoise, ...] = ()
     cached: bool = True
 
 
-def evaluate(options: EvalOptions, listener: Listener) -> Report:
-    """Carry out `options`; raises a QuantlabError for whatever stands in the way."""
-    check_measurable(options.gate, available(text_names(options.text), {}))
+def evaluate(options: EvalOptions, tasks: TaskStage | None, listener: Listener) -> Report:
+    """Carry out `options`, and `tasks` if there are any; raises a QuantlabError for whatever stands in the way."""
+    check_measurable(options.gate, available(text_names(options.text), tasks.metrics if tasks else {}))
     started, clock = time.perf_counter(), Clock()
     with clock.stage("prepare"):
         setup = prepare(options)
         layers = layer_errors(options.candidate)
-    baseline = baseline_texts(setup, clock, listener)
-    texts = candidate_texts(setup, baseline, clock, listener)
+    baseline = run_baseline(setup, tasks, clock, listener)
+    texts, task_results = run_candidate(setup, baseline, tasks, clock, listener)
     batches = setup.place.batch, 2 * setup.place.batch
-    noise = NoiseFloor(batch_sizes=batches, texts=tuple(baseline.noise), tasks=())
+    noise = NoiseFloor(batch_sizes=batches, texts=tuple(baseline.text_noise), tasks=baseline.task_noise)
     return Report(
         quantlab=__version__,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -85,29 +100,45 @@ def evaluate(options: EvalOptions, listener: Listener) -> Report:
         candidate=setup.candidate,
         baseline_from_cache=baseline.cached,
         texts=texts,
-        tasks=(),
+        tasks=task_results,
         noise=noise,
         layers=layers,
-        gate=judge(options.gate, texts, (), noise),
+        gate=judge(options.gate, texts, task_results, noise),
         seconds=rounded({**clock.stages, "total": time.perf_counter() - started}),
     )
 
 
-def baseline_texts(setup: Setup, clock: Clock, listener: Listener) -> BaselineTexts:
-    """The baseline's states of every text, from the cache where they are; the model itself is loaded only if needed."""
-    model, found = Model(setup.options.baseline, setup.place, clock), BaselineTexts()
+def run_baseline(setup: Setup, tasks: TaskStage | None, clock: Clock, listener: Listener) -> Baseline:
+    """The baseline on every text and task, from the cache where it can be; the model is dropped at the end."""
+    model, found = Model(setup.options.baseline, setup.place, clock), Baseline()
     for name, windows in setup.texts.items():
-        tick = _ticker(f"baseline {name}", listener)
-        side, noise, cached = _baseline_text(setup, model, windows, tick, listener)
+        side, noise, cached = _baseline_text(setup, model, windows, _ticker(f"baseline {name}", listener), listener)
         found.sides[name] = side
-        found.noise.append(noise.model_copy(update={"name": name}))
+        found.text_noise.append(noise.model_copy(update={"name": name}))
+        found.cached &= cached
+    if tasks is not None:
+        with clock.stage("baseline on tasks"):
+            found.task_noise, cached = tasks.baseline(setup, model.get, _ticker("baseline tasks", listener))
         found.cached &= cached
     return found
 
 
-def candidate_texts(setup: Setup, baseline: BaselineTexts, clock: Clock, listener: Listener) -> tuple[TextResult, ...]:
-    """Every text scored with the candidate beside the baseline's states."""
+def run_candidate(
+    setup: Setup, baseline: Baseline, tasks: TaskStage | None, clock: Clock, listener: Listener
+) -> tuple[tuple[TextResult, ...], tuple[TaskResult, ...]]:
+    """The candidate beside the baseline on every text and task."""
     model = Model(setup.options.candidate, setup.place, clock).get()
+    texts = candidate_texts(setup, baseline, model, clock, listener)
+    if tasks is None:
+        return texts, ()
+    with clock.stage("candidate on tasks"):
+        return texts, tasks.candidate(setup, model, _ticker("candidate tasks", listener))
+
+
+def candidate_texts(
+    setup: Setup, baseline: Baseline, model: CausalLM, clock: Clock, listener: Listener
+) -> tuple[TextResult, ...]:
+    """Every text scored with the candidate beside the baseline's states."""
     results = []
     for name, windows in setup.texts.items():
         tick = _ticker(f"candidate {name}", listener)
@@ -130,7 +161,7 @@ def _baseline_text(
         weights=setup.baseline.weights,
         tokenizer=setup.baseline.tokenizer,
         protocol=windows.protocol.digest,
-        machine=f"{machine(place.device).device}, torch {torch.__version__}, {place.batch} windows together",
+        machine=f"{place.machine}, {place.batch} windows together",
     )
     head = model.head()
     with model.clock.stage("read cache"):

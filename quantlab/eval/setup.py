@@ -12,7 +12,7 @@ import torch
 from quantlab.checkpoint.model_folder import ModelFolder, open_model
 from quantlab.errors import UsageError
 from quantlab.eval.corpus import TextSource, read_text
-from quantlab.eval.facts import model_facts
+from quantlab.eval.facts import device_name, model_facts
 from quantlab.eval.options import DEFAULT_WINDOW, EvalOptions, ProtocolName, TextOptions
 from quantlab.eval.protocol import Cut, Windows, make_windows, tokenizer_digest
 from quantlab.eval.result import ModelFacts
@@ -37,6 +37,11 @@ class Place:
     def dtype_name(self) -> str:
         """`bfloat16` and its like."""
         return str(self.dtype).removeprefix("torch.")
+
+    @property
+    def machine(self) -> str:
+        """What decides how its kernels round: cached figures of another machine are not this one's."""
+        return f"{device_name(self.device)}, torch {torch.__version__}"
 
 
 @dataclass(frozen=True, slots=True)
