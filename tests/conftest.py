@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from quantlab.cli.app import main
 from quantlab.text import Tokenizer, load_tokenizer
 
 REPOSITORY = Path(__file__).parent.parent
@@ -53,3 +54,20 @@ def evaluation_text() -> Path:
 def books_tokenizer(books_5m: Path) -> Tokenizer:
     """The shipped model's tokenizer."""
     return load_tokenizer(books_5m)
+
+
+def _quantized(source: Path, recipe: str, out: Path) -> Path:
+    assert main(["quantize", str(source), "--out", str(out), "--recipe", recipe, "--device", "cpu"]) == 0
+    return out
+
+
+@pytest.fixture(scope="session")
+def int4_model(books_5m: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped model in INT4 by plain rounding (read only)."""
+    return _quantized(books_5m, "w4a16-rtn", tmp_path_factory.mktemp("int4") / "books-5m-w4a16")
+
+
+@pytest.fixture(scope="session")
+def int8_model(books_5m: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped model in INT8, weights and activations, by plain rounding (read only)."""
+    return _quantized(books_5m, "w8a8-rtn", tmp_path_factory.mktemp("int8") / "books-5m-w8a8")

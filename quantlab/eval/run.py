@@ -152,18 +152,31 @@ def _baseline_text(
     setup: Setup, model: Model, windows: Windows, tick: Tick, listener: Listener
 ) -> tuple[Side, TextNoise, bool]:
     """The baseline's side of one text, its noise, and whether both were in the cache."""
-    place, cache = setup.place, setup.options.cache
-    if cache is None or bytes_a_token(model.head(), place.dtype) > MAX_BYTES_A_TOKEN:
-        side, whole = model_side(model.get(), windows), model.get()
-        with model.clock.stage("baseline on text"):
-            return side, text_noise("", score_noise(whole, windows, side, place.batch)), False
+    cache, batch = setup.options.cache, setup.place.batch
+    if cache is not None:
+        width = bytes_a_token(model.head(), setup.place.dtype)
+        if width <= MAX_BYTES_A_TOKEN:
+            return _cached_text(setup, cache, model, windows, tick, listener)
+        told = (
+            f"the baseline's states take {width:,} bytes a token, more than are kept: it runs again for every candidate"
+        )
+        listener(Notice(told))
+    side, whole = model_side(model.get(), windows), model.get()
+    with model.clock.stage("baseline on text"):
+        return side, text_noise("", score_noise(whole, windows, side, batch)), False
+
+
+def _cached_text(
+    setup: Setup, cache: Path, model: Model, windows: Windows, tick: Tick, listener: Listener
+) -> tuple[Side, TextNoise, bool]:
+    """The same by way of the cache, which is filled first if it does not hold exactly this."""
+    place, head = setup.place, model.head()
     key = Key(
         weights=setup.baseline.weights,
         tokenizer=setup.baseline.tokenizer,
         protocol=windows.protocol.digest,
         machine=f"{place.machine}, {place.batch} windows together",
     )
-    head = model.head()
     with model.clock.stage("read cache"):
         reference = open_reference(cache, key, windows, head)
     cached = reference is not None
