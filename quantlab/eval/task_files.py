@@ -4,6 +4,7 @@ A file may name Python functions (`!function`); those are code and are refused u
 about what a task asks or how it is scored.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -23,6 +24,7 @@ MAX_INCLUDES = 8
 SUFFIX = ".yaml"
 # What `datasets` reads from local files without running or unpickling anything.
 LOCAL_FORMATS = ("json", "text", "csv", "parquet")
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # Keys by which a file asks for code that is not beside it, and that no flag allows.
 FOREIGN_CODE = {
     "hf_evaluate": "a metric whose code comes from the Hugging Face hub",
@@ -90,14 +92,14 @@ def check_sources(file: TaskFile) -> None:
     for entry in file.config.get("metric_list") or []:
         metric = entry.get("metric") if isinstance(entry, dict) else entry
         # A name that the harness does not know it would look up as a script, on the disk and on the hub.
-        if not callable(metric) and metric not in metric_registry:
+        own = callable(metric) or callable(file.config.get("process_results"))
+        if not own and metric not in metric_registry:
             known = did_you_mean(str(metric), sorted(metric_registry))
             raise UsageError(f"unknown metric '{metric}'{known}", where=f"{file.path}: metric_list")
     source = file.config.get("dataset_path")
     if source is None or source in LOCAL_FORMATS or callable(file.config.get("custom_dataset")):
         return
-    owner, slash, name = str(source).partition("/")
-    if not (slash and owner and name and "/" not in name and not owner.startswith(".")):
+    if not HUB_NAME.fullmatch(str(source)) or Path(str(source)).exists():
         known = did_you_mean(str(source), LOCAL_FORMATS)
         raise UsageError(
             f"dataset_path is neither a local format nor owner/name on the hub{known}", where=str(file.path)

@@ -84,6 +84,11 @@ class TaskSet:
         """What each task's outcomes depend on, the model apart."""
         return {task.name: task.digest for task in self.tasks}
 
+    @property
+    def requests(self) -> int:
+        """How many requests all items make together."""
+        return sum(len(item) for task in self.tasks for item in task.items)
+
     def only(self, names: Sequence[str]) -> "TaskSet":
         """Those tasks alone."""
         return TaskSet(tuple(task for task in self.tasks if task.name in names))
@@ -192,7 +197,8 @@ def _expand(
         elif isinstance(name, str) and name in harness_names():
             yield from _from_harness(name)
         else:
-            raise UsageError(f"unknown task '{name}'{_suggestion(str(name), files)}", where=str(file.path))
+            unknown = name if isinstance(name, str) else str(member)
+            raise UsageError(f"unknown task '{unknown}'{_suggestion(unknown, files)}", where=str(file.path))
 
 
 def _from_harness(name: str) -> Iterator[ConfigurableTask]:
