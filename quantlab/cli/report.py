@@ -1,6 +1,6 @@
-"""`quantlab report`: shows the result of an evaluation again, or writes its pages anew, without measuring anything.
+"""`quantlab report`: the result of an evaluation shown again, rendered anew or judged by another gate, unmeasured.
 
-Knows nothing about how a report is drawn.
+Knows nothing about how a report is drawn, nor about tests.
 """
 
 import sys
@@ -10,11 +10,13 @@ from typing import Annotated
 import typer
 
 from quantlab.cli.console import data_console, print_json
+from quantlab.cli.evaluate import EXIT_CODES
 from quantlab.cli.examples import SETTINGS, epilog
 
 EXAMPLES = (
     ("quantlab report ./evaluation", "the verdict and the tables, from report.json"),
     ("quantlab report ./evaluation/report.json --out ./pages", "the web page, the summary and junit.xml anew"),
+    ("quantlab report ./evaluation --gate gate.yaml", "what another gate says of the same measurements"),
     ("quantlab report --schema > report.schema.json", "what report.json holds, for scripts"),
 )
 app = typer.Typer()
@@ -35,6 +37,10 @@ def command(
         Path,
         typer.Argument(metavar="DIR|FILE", help="A report.json, or the folder that holds one.", show_default=False),
     ],
+    gate: Annotated[
+        str | None,
+        typer.Option("--gate", metavar="FILE|NAME", help="Judge by this gate instead.", show_default=False),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder for the files to write.", show_default=False)
     ] = None,
@@ -44,16 +50,26 @@ def command(
         typer.Option("--schema", is_eager=True, callback=print_schema, help="Print the JSON Schema of report.json."),
     ] = False,
 ) -> None:
-    """Show the result of an evaluation again, or write its pages anew. Succeeds whatever the verdict was."""
+    """Show the result of an evaluation again, write its pages anew, or judge it by another gate.
+
+    Measures nothing. Succeeds whatever the verdict was; with --gate it exits as eval does: 0, 10 or 11.
+    """
+    from quantlab.eval.gate import judge
+    from quantlab.eval.gate_file import find_gate
     from quantlab.eval.reports.files import read_report, write_reports
     from quantlab.eval.reports.terminal import show
 
     report = read_report(result)
+    if gate is not None:
+        verdict = judge(find_gate(gate), report.texts, report.tasks, report.noise)
+        report = report.model_copy(update={"gate": verdict})
     written = write_reports(report, out) if out else []
     if as_json:
         print_json(report.model_dump(mode="json"))
-        return
-    console = data_console()
-    show(report, console)
-    for path in written:
-        console.print(f"written  {path}", markup=False)
+    else:
+        console = data_console()
+        show(report, console)
+        for path in written:
+            console.print(f"written  {path}", markup=False)
+    if gate is not None and report.gate is not None:
+        raise typer.Exit(EXIT_CODES[report.gate.verdict])

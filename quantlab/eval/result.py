@@ -10,9 +10,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 SCHEMA_VERSION: Final = 1
 Verdict = Literal["pass", "fail", "inconclusive"]
-# A result file may come from anyone: a number that no arithmetic of a report can take beyond what floats hold.
-Real = Annotated[float, Field(ge=-1e300, le=1e300, allow_inf_nan=False)]
+# A result file may come from anyone: measured numbers have finite squares, and what a gate derives is finite too.
+Real = Annotated[float, Field(ge=-1e100, le=1e100, allow_inf_nan=False)]
+Error = Annotated[float, Field(ge=0.0, le=1e100, allow_inf_nan=False)]
+Bound = Annotated[float, Field(ge=-1e300, le=1e300, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0, le=2**63 - 1)]
+Some = Annotated[int, Field(ge=1, le=2**63 - 1)]
+Items = Annotated[int, Field(ge=1, le=10**6)]  # exact tests take time that grows with them
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -29,7 +33,7 @@ class Estimate(Strict):
     """
 
     value: Real
-    standard_error: Real | None = None
+    standard_error: Error | None = None
     clusters: Count | None = None
 
 
@@ -53,9 +57,9 @@ class Protocol(Strict):
     tokenizer: Digest
     bos: Literal["none", "once", "each-window"]
     window: Count
-    tokens: Count  # scored tokens
+    tokens: Some  # scored tokens
     words: Count  # whitespace-separated, of the scored text
-    bytes: Count  # UTF-8, of the scored text
+    bytes: Some  # UTF-8, of the scored text
     dtype: str  # of the runtime's activations
     digest: Digest  # of all the fields above
 
@@ -125,7 +129,7 @@ class TaskResult(Strict):
 
     name: str
     metric: str  # "acc", "acc_norm", "exact_match"
-    items: Count
+    items: Items
     data: Digest  # of the items and the prompts made of them
     baseline: Estimate
     candidate: Estimate
@@ -153,7 +157,7 @@ class TaskNoise(Strict):
     """The same for one task: answers that flipped, out of `items`."""
 
     name: str
-    items: Count
+    items: Items
     flips: Count
 
 
@@ -180,10 +184,10 @@ class GateLine(Strict):
 
     metric: str  # "text.wikitext.ppl_ratio", "task.piqa.accuracy", "tasks.accuracy"
     requirement: str  # "at most 1.05", "loss below 2 points"
-    limit: Real | None = None  # what the bounds are compared with, in the units of `measured`
-    measured: Real | None  # accuracies: candidate minus baseline, a share
-    low: Real | None = None
-    high: Real | None = None
+    limit: Bound | None = None  # what the bounds are compared with, in the units of `measured`
+    measured: Bound | None  # accuracies: candidate minus baseline, a share
+    low: Bound | None = None
+    high: Bound | None = None
     verdict: Verdict
     p_value: Real | None = None  # that a candidate which meets the requirement looks this bad; after Holm's correction
     reason: str  # one sentence for people

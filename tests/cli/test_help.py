@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from quantlab.cli import app, doctor, inspect, quantize, recipes, report
+from quantlab.cli import app, doctor, evaluate, inspect, quantize, recipes, report
 from quantlab.eval.reports.files import write_reports
 from tests.eval.reports.sample import sample_report
 
@@ -18,6 +18,7 @@ HEAVY = {"torch", "transformers", "datasets", "numpy", "safetensors", "pyarrow",
 COMMANDS: dict[tuple[str, ...], tuple[tuple[str, str], ...]] = {
     (): app.EXAMPLES,
     ("quantize",): quantize.EXAMPLES,
+    ("eval",): evaluate.EXAMPLES,
     ("inspect",): inspect.EXAMPLES,
     ("report",): report.EXAMPLES,
     ("doctor",): doctor.EXAMPLES,
@@ -46,8 +47,9 @@ def test_help_ends_with_the_examples(command: tuple[str, ...], flag: str, cli: A
 def test_example_works(example: str, cli: Any, here: Path, books_5m: Path) -> None:
     for name in ("Llama-3.2-1B", "Llama-3.2-1B-w4a16"):
         shutil.copytree(books_5m, here / name)
-    (here / "notes.txt").write_text("text")
+    (here / "notes.txt").write_text("Call me what you like. " * 40)
     write_reports(sample_report(), here / "evaluation")
+    (here / "gate.yaml").write_text("require:\n  - {metric: kl.mean, max: 0.5}\n")
     (here / "my.yaml").write_text("passes:\n  - pass: rtn\n")
     words = shlex.split(example.split(" > ")[0])
     assert words[0] == "quantlab"
@@ -55,6 +57,8 @@ def test_example_works(example: str, cli: Any, here: Path, books_5m: Path) -> No
         # Everything but the work, which is tested elsewhere; the folder of the first example is there for `inspect`.
         shutil.rmtree(here / "Llama-3.2-1B-w4a16")
         words = [word for word in words if word != "--dry-run"] + ["--dry-run"]
+    if words[1] == "eval":
+        words += ["--tokens", "128", "--window", "64", "--no-cache"]
     ran = cli(*words[1:])
     assert ran.code == 0, ran.err
     assert ran.out
@@ -81,6 +85,9 @@ def environment(repository: Path) -> dict[str, str]:
     [
         ["--help"],
         ["quantize", "--help"],
+        ["eval", "--help"],
+        ["eval", "MODEL", "--baseline", "MODEL", "--text", "nowhere.txt"],
+        ["eval", "MODEL", "--baseline", "MODEL", "--gate", "nothing"],
         ["recipes", "list"],
         ["recipes", "show", "w4a16-balanced"],
         ["recipes", "schema"],

@@ -41,6 +41,24 @@ def test_json_is_the_checked_result(cli: Any, folder: Path) -> None:
     assert Report.model_validate(told) == sample_report()
 
 
+def test_another_gate_judges_the_same_measurements(cli: Any, folder: Path, here: Path) -> None:
+    rules = {"ok": "{metric: kl.mean, max: 0.5}", "no": "{metric: kl.mean, max: 0.01}"}
+    for name, rule in rules.items():
+        (here / f"{name}.yaml").write_text(f"require:\n  - {rule}\n")
+    assert cli("report", folder, "--gate", "ok.yaml").code == 0
+    ran = cli("report", folder, "--gate", "no.yaml", "--out", here / "judged")
+    assert ran.code == 10 and "FAIL  2 of 2 requirements are missed" in ran.out
+    assert '<failure type="threshold"' in (here / "judged" / JUNIT).read_text()
+    assert "no.yaml" in (here / "judged" / SUMMARY).read_text()
+
+
+def test_a_gate_on_what_was_not_measured_is_one_line(cli: Any, folder: Path, here: Path) -> None:
+    (here / "gate.yaml").write_text("require:\n  - {metric: task.hellaswag, max: 0.5}\n")
+    ran = cli("report", folder, "--gate", "gate.yaml", "--out", here / "judged")
+    assert ran.code == 2 and len(ran.lines) == 1 and "task.hellaswag" in ran.err
+    assert not (here / "judged").exists()
+
+
 @pytest.mark.parametrize("content", ["", "{}", "[1, 2]", '{"schema_version": 9}', "\x00"])
 def test_what_is_no_result_is_one_line(content: str, cli: Any, here: Path) -> None:
     (here / RESULT).write_text(content)

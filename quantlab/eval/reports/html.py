@@ -73,7 +73,7 @@ def _sections(report: Report) -> list[Markup]:
         ("Requirements", gate),
         ("Headline figures", _cards(cards(report))),
         *((f"Text: {one_line(text.name, 80)}", _plots(report, i)) for i, text in enumerate(report.texts[:MAX_TEXTS])),
-        ("Tasks and layers", _others(report)),
+        (_others_title(report), _others(report)),
         ("Answers that changed between right and wrong", flips_browser(report.tasks)),
         ("All figures", drawn(cost_table(report).first(MAX_ROWS))),
     ]
@@ -94,18 +94,27 @@ def _cards(figures: list[Card]) -> Markup:
             "div",
             None,
             element("dt", None, card.name),
-            element("dd", {"class": "value"}, card.value),
-            element("dd", {"class": "detail"}, card.detail),
+            element("dd", {"class": "value"}, _whole(card.value)),
+            element("dd", {"class": "detail"}, _whole(card.detail)),
         )
         for card in figures
     ]
     return element("dl", {"class": "cards"}, *items)
 
 
+def _whole(words: str) -> str:
+    """A number and its percent sign stay on one line."""
+    return words.replace(" %", "\u00a0%")
+
+
 def _plots(report: Report, index: int) -> Markup | None:
     text = report.texts[index]
     plots = text_plots(text, noise_of(report, text.name))
     return spread(plots) if plots else None
+
+
+def _others_title(report: Report) -> str:
+    return "Tasks and layers" if report.tasks and report.layers else "Tasks" if report.tasks else "Layers"
 
 
 def _others(report: Report) -> Markup | None:

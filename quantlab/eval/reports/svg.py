@@ -88,7 +88,7 @@ def horizontal_axis(scale: Scale, title: str, show: Format, height: float = HEIG
     for value in ticks(scale, most):
         at = scale(value)
         parts.append(line((at, TOP), (at, bottom), "grid"))
-        parts.append(text((at, bottom + 15), show(value), "tick", "middle"))
+        parts.append(text((min(at, WIDTH - 18), bottom + 15), show(value), "tick", "middle"))  # not over the edge
     parts.append(line((scale.start, bottom), (scale.stop, bottom), "axis"))
     parts.append(text(((scale.start + scale.stop) / 2, height - 8), title, "title", "middle"))
     return group(*parts)

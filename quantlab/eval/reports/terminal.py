@@ -1,4 +1,4 @@
-"""A report on the terminal: the verdict first, then its tables.
+"""A report on the terminal: its tables, then the verdict, where a long output leaves the eye.
 
 Colours only repeat what the words say. Knows nothing about files.
 """
@@ -18,12 +18,12 @@ MAX_ROWS = 200
 def show(report: Report, console: Console) -> None:
     """Print `report` on `console`."""
     console.print(_title(report))
-    console.print()
-    console.print(_verdict(report))
-    for table in (gate_table(report), cost_table(report), task_table(report)):
+    for table in (cost_table(report), task_table(report), gate_table(report)):
         if table is not None:
             console.print()
             console.print(_drawn(table.first(MAX_ROWS)))
+    console.print()
+    console.print(_verdict(report))
 
 
 def _title(report: Report) -> Text:

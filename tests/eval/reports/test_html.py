@@ -53,7 +53,7 @@ def test_met_requirements_are_folded_only_when_they_are_many(report: Report) -> 
 
 def test_the_headline_holds_the_six_figures(report: Report) -> None:
     values = [each.text for each in Page(html(report)).all("dd", "value")]
-    assert values == ["21.8 MB", "4.126", "28.167", "0.0481", "86.5 %", "-2.7 points"]
+    assert values == ["21.8 MB", "4.126", "28.167", "0.0481", "86.5\u00a0%", "-2.7 points"]
 
 
 def test_all_plots_are_drawn_and_told_in_words(report: Report) -> None:
@@ -95,7 +95,7 @@ def test_the_page_asks_for_nothing_and_forbids_the_rest(make: type) -> None:
 
 def test_hostile_text_is_shown_as_text() -> None:
     source = html(hostile_report())
-    assert all(c == "\n" or c.isprintable() for c in source)
+    assert all(c in "\n\u00a0" or c.isprintable() for c in source)
     page = Page(source)
     (prompt,) = page.all("pre", "prompt")
     assert prompt.text == visible(ATTACK, 1500) and "<script>alert(1)</script>" in prompt.text
