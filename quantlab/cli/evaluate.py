@@ -14,15 +14,14 @@ from quantlab.cli import eval_arguments as arg
 from quantlab.cli.console import data_console, print_json
 from quantlab.cli.examples import SETTINGS, epilog
 from quantlab.cli.failures import Interrupted
-from quantlab.cli.preflight import check_device, check_report_folder
+from quantlab.cli.preflight import check_device, check_folder
 from quantlab.cli.progress import make_view
 from quantlab.errors import QuantlabError, UsageError
-from quantlab.eval.corpus import BUNDLED, find_texts
+from quantlab.eval.corpus import find_texts
 from quantlab.eval.extra import require_harness
 from quantlab.eval.gate_file import find_gate
 from quantlab.eval.options import EvalOptions, ProtocolName, TaskOptions, TextOptions
 from quantlab.eval.result import Report
-from quantlab.events import Notice
 
 if TYPE_CHECKING:
     from quantlab.eval.harness_stage import HarnessStage
@@ -71,8 +70,9 @@ def command(
     asked = TaskOptions(task_names(suite, tasks), task_dir, limit, allow_task_code)
     check_tasks(asked)
     check_device(device)
-    if out is not None:
-        check_report_folder(out)
+    for folder in (kept, out):
+        if folder is not None:
+            check_folder(folder)
     report = run(options, asked, out)
     show(report, out, json)
     raise typer.Exit(EXIT_CODES[report.gate.verdict] if report.gate else 0)
@@ -88,9 +88,7 @@ def check_tasks(asked: TaskOptions) -> None:
     """Raises UsageError for options of tasks where none is named."""
     for option, given in (("--task-dir", asked.task_dir), ("--limit", asked.limit)):
         if given is not None and not asked.names:
-            raise UsageError(
-                "says how to ask tasks, but none is named", where=option, fix="--suite core, or --tasks A,B"
-            )
+            raise UsageError("no task is named for it", where=option, fix="--suite core, or --tasks A,B")
 
 
 def run(options: EvalOptions, asked: TaskOptions, out: Path | None) -> Report:
@@ -101,8 +99,6 @@ def run(options: EvalOptions, asked: TaskOptions, out: Path | None) -> Report:
     try:
         stage = load_stage(asked) if asked.names else None
         with make_view(sys.stderr) as view:
-            if any(source.name == BUNDLED for source in options.text.sources):
-                view(Notice("no --text given: scoring the text that comes with quantlab"))
             return evaluate(options, stage, view)
     except QuantlabError as error:
         if out is not None:

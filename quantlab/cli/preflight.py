@@ -112,9 +112,9 @@ def check_out(source: Path, out: Path, force: bool, restart: bool = False) -> No
     _check_writable(_existing_parent(there))
 
 
-def check_report_folder(out: Path) -> None:
-    """Raises OutputError if reports cannot be written into `out`, which may exist."""
-    there = out.resolve()
+def check_folder(folder: Path) -> None:
+    """Raises OutputError if nothing can be written into `folder`, which may exist."""
+    there = folder.resolve()
     _check_writable(there if there.exists() else _existing_parent(there))
 
 

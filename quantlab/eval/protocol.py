@@ -53,11 +53,12 @@ class Windows:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """What to cut a text into: `tokens` limits how many tokens of the text are looked at."""
+    """What to cut a text into: `tokens` limits how many tokens of it are looked at, `tokenizer` is its digest."""
 
     protocol: ProtocolName
     window: int
     tokens: int | None
+    tokenizer: str
     dtype: str
 
 
@@ -73,7 +74,7 @@ def make_windows(text: str, tokenizer: Tokenizer, cut: Cut, where: str) -> Windo
     facts = {
         "name": f"{cut.protocol}-{cut.window}",
         "text": sha256(text.encode("utf-8", "surrogatepass")),
-        "tokenizer": tokenizer_digest(tokenizer),
+        "tokenizer": cut.tokenizer,
         "bos": bos,
         "window": cut.window,
         "tokens": sum(len(row) - 1 for row in rows),

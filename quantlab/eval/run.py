@@ -17,6 +17,7 @@ from quantlab import __version__
 from quantlab.checkpoint.load import load_head, load_model
 from quantlab.clock import Clock
 from quantlab.errors import QuantlabError
+from quantlab.eval.corpus import BUNDLED
 from quantlab.eval.distribution import text_noise, text_result
 from quantlab.eval.facts import layer_errors, machine
 from quantlab.eval.gate import check_measurable, judge
@@ -88,6 +89,8 @@ def evaluate(options: EvalOptions, tasks: TaskStage | None, listener: Listener) 
     with clock.stage("prepare"):
         setup = prepare(options)
         layers = layer_errors(options.candidate)
+    if any(source.name == BUNDLED for source in options.text.sources):
+        listener(Notice("no --text given: scoring the text that comes with quantlab"))
     baseline = run_baseline(setup, tasks, clock, listener)
     texts, task_results = run_candidate(setup, baseline, tasks, clock, listener)
     batches = setup.place.batch, 2 * setup.place.batch

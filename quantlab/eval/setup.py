@@ -4,7 +4,7 @@ Knows nothing about scoring. Reads both checkpoints once to digest them.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -60,11 +60,10 @@ def prepare(options: EvalOptions) -> Setup:
     """Checks all that can be checked before a model is loaded; raises a QuantlabError and writes nothing."""
     folders = open_model(options.baseline), open_model(options.candidate)
     place = choose_place(options, folders[0])
-    tokenizer = check_tokenizers(options.baseline, options.candidate)
+    tokenizer, digest = shared_tokenizer(options.baseline, options.candidate)
     check_vocabularies(*folders)
-    window = choose_window(options.text, folders)
-    texts = dict(cut_texts(options.text, tokenizer, window, place.dtype_name))
-    digest = tokenizer_digest(tokenizer)
+    cut = Cut("gptq", choose_window(options.text, folders), options.text.tokens, digest, place.dtype_name)
+    texts = dict(cut_texts(options.text, tokenizer, cut))
     facts = model_facts(options.baseline, digest), model_facts(options.candidate, digest)
     return Setup(options, place, tokenizer, *facts, texts)
 
@@ -88,14 +87,15 @@ def choose_place(options: EvalOptions, baseline: ModelFolder) -> Place:
     return Place(device, DTYPES[name], batch)
 
 
-def check_tokenizers(baseline: Path, candidate: Path) -> Tokenizer:
-    """The tokenizer that both folders share; raises UsageError when they would make other tokens of the same text."""
-    tokenizers = load_tokenizer(baseline), load_tokenizer(candidate)
-    if len({tokenizer_digest(tokenizer) for tokenizer in tokenizers}) > 1:
+def shared_tokenizer(baseline: Path, candidate: Path) -> tuple[Tokenizer, str]:
+    """The tokenizer that both folders have, and its digest; raises UsageError when they have two."""
+    tokenizers = [load_tokenizer(folder) for folder in (baseline, candidate)]
+    digests = [tokenizer_digest(tokenizer) for tokenizer in tokenizers]
+    if digests[0] != digests[1]:
         message = "the tokenizer is not the baseline's, so the figures of the two cannot be compared"
         fix = f"the tokenizer files of {baseline}, if they belong to the candidate"
         raise UsageError(message, where=str(candidate), fix=fix)
-    return tokenizers[0]
+    return tokenizers[0], digests[0]
 
 
 def check_vocabularies(baseline: ModelFolder, candidate: ModelFolder) -> None:
@@ -114,13 +114,13 @@ def choose_window(text: TextOptions, folders: tuple[ModelFolder, ModelFolder]) -
     return text.window or min(DEFAULT_WINDOW, limit)
 
 
-def cut_texts(text: TextOptions, tokenizer: Tokenizer, window: int, dtype: str) -> Iterator[tuple[str, Windows]]:
-    """Every text under every protocol, by name; raises TextError."""
+def cut_texts(text: TextOptions, tokenizer: Tokenizer, cut: Cut) -> Iterator[tuple[str, Windows]]:
+    """Every text under every protocol, by name, else cut as `cut` says; raises TextError."""
     for source in text.sources:
         content = read_text(source)
         for protocol in text.protocols:
-            cut = Cut(protocol, window, text.tokens, dtype)
-            yield _name(source, protocol, text), make_windows(content, tokenizer, cut, str(source.files[0]))
+            how = replace(cut, protocol=protocol)
+            yield _name(source, protocol, text), make_windows(content, tokenizer, how, str(source.files[0]))
 
 
 def _name(source: TextSource, protocol: ProtocolName, text: TextOptions) -> str:

@@ -16,7 +16,7 @@ TEXT = "It was the best of times, it was the worst of times: caf\u00e9s and \u4e
 
 
 def cut(protocol: ProtocolName = "gptq", window: int = 32, tokens: int | None = None) -> Cut:
-    return Cut(protocol, window, tokens, "float32")
+    return Cut(protocol, window, tokens, "a" * 64, "float32")
 
 
 def windows_of(tokenizer: Tokenizer, how: Cut, text: str = TEXT) -> Windows:
@@ -103,6 +103,7 @@ def test_anything_that_changes_the_scores_changes_the_digest(books_tokenizer: To
         windows_of(books_tokenizer, replace(cut(), dtype="bfloat16")).protocol,
         windows_of(books_tokenizer, cut(), TEXT + "!").protocol,
         windows_of(with_bos, cut()).protocol,
+        windows_of(books_tokenizer, replace(cut(), tokenizer="b" * 64)).protocol,
     ]
     assert len({protocol.digest for protocol in protocols}) == len(protocols)
     assert windows_of(books_tokenizer, cut()).protocol == protocols[0]

@@ -20,7 +20,7 @@ from quantlab.text import Tokenizer
 
 @pytest.fixture(scope="module", params=["gptq", "rolling"])
 def windows(request: pytest.FixtureRequest, evaluation_text: Path, books_tokenizer: Tokenizer) -> Windows:
-    cut = Cut(request.param, 32, 150, "float32")
+    cut = Cut(request.param, 32, 150, "a" * 64, "float32")
     return make_windows(evaluation_text.read_text()[:4000], books_tokenizer, cut, "a.txt")
 
 
