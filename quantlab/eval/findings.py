@@ -23,7 +23,7 @@ from quantlab.eval.statistics import (
 )
 
 POWER = 0.8
-LARGEST_LOG = 700.0  # a bound of a few wild windows may lie beyond what a double can hold
+LARGEST_LOG = 600.0  # a bound from a few wild windows may lie beyond what a double can hold
 MUCH_MORE = 50.0  # times the text: beyond this, more text is no advice
 
 
@@ -141,7 +141,7 @@ def _noninferior(rule: Rule, pairs: Pairs, alpha: float) -> Finding:
     counts = (pairs.right_to_wrong, pairs.wrong_to_right, pairs.items, rule.margin)
     return Finding(
         requirement=f"loss below {margin}",
-        limit=-rule.margin,
+        limit=0.0 - rule.margin,
         measured=-pairs.loss,
         low=low,
         high=high,
@@ -166,7 +166,7 @@ def _mcnemar(rule: Rule, pairs: Pairs, alpha: float, lines: int) -> Finding:
     beyond = f" above {points(rule.margin)}" if rule.margin else ""
     return Finding(
         requirement=f"no loss{beyond} shown",
-        limit=-rule.margin,
+        limit=0.0 - rule.margin,
         measured=-pairs.loss,
         low=low,
         high=high,
@@ -230,8 +230,10 @@ def _between(low: str, high: str, alpha: float) -> str:
 
 
 def number(value: float) -> str:
-    """`1.0431`, `0.0481`, `0.00221`: four decimals, or three digits below a tenth."""
-    return f"{value:.4f}".rstrip("0").rstrip(".") if abs(value) >= 0.1 else f"{value:.3g}"
+    """`1.0431`, `0.0481`, `0.00221`: four decimals, or three digits below a tenth and beyond a million."""
+    if 0.1 <= abs(value) < 1e6:
+        return f"{value:.4f}".rstrip("0").rstrip(".")
+    return f"{value:.3g}"
 
 
 def points(share: float) -> str:
