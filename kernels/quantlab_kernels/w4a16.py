@@ -137,7 +137,9 @@ def _prepare_gluon(
     shape = (tile.stages, tile.warps, tile.row_blocks, tile.chunks, weight.group_size, tile.tokens, tile.more_tokens)
     flags = (tile.split, weight.zeros is not None, bias is not None, early)
     arguments = (*pointers, partials, counters, 2.0**weight.exponent, *sizes, *shape, *flags)
-    return w4a16_gluon_kernel, (tiles * tile.split,), arguments, _options(tile, early) | {"maxnreg": tile.registers}
+    # Without a split, programs take one tile after the other, the next one's operands on their way meanwhile.
+    programs = tiles * tile.split if tile.split > 1 else min(tiles, processors(x.device) * tile.resident)
+    return w4a16_gluon_kernel, (programs,), arguments, _options(tile, early) | {"maxnreg": tile.registers}
 
 
 def _options(tile: DecodeTile | GluonTile, early: bool) -> dict[str, Any]:

@@ -44,6 +44,18 @@ def wait_for_previous_kernel(START: gl.constexpr):
 
 
 @gluon.jit
+def minus_8(scale):
+    """-8 * scale as a weight has it; see w4a16_unpack.minus_8."""
+    if scale.dtype == gl.bfloat16:
+        bits = scale.to(gl.int16, bitcast=True)
+        product = gl.where((bits & 0x7FFF) > (130 << 7), (bits - (130 << 7)) ^ -0x8000, 0).to(gl.int16)
+        term = product.to(gl.bfloat16, bitcast=True)
+    else:
+        term = scale * -(2.0**-21)
+    return term
+
+
+@gluon.jit
 def scale_terms(s, z, MMA: gl.constexpr, WARPS: gl.constexpr, ZEROS: gl.constexpr):
     """The four operands of unpacking, [16 WARPS, 1] each. s, z: [16 WARPS] as stored, row (w, r, b1)."""
     A: gl.constexpr = gl.SliceLayout(1, gl.DotOperandLayout(0, MMA, 2))
@@ -56,7 +68,7 @@ def scale_terms(s, z, MMA: gl.constexpr, WARPS: gl.constexpr, ZEROS: gl.constexp
         t0 = z.to(s0.dtype, bitcast=True)
         t1 = ((z << 4) | -32768).to(gl.int16).to(s0.dtype, bitcast=True)
     else:
-        t0 = (s1 * (-(2.0**-126) if s0.dtype == gl.bfloat16 else -(2.0**-17))).to(s0.dtype)
+        t0 = minus_8(s0)
         t1 = t0
     return s0, s1, t0, t1
 
@@ -88,6 +100,30 @@ def unpack(p, low, high, A: gl.constexpr, WARPS: gl.constexpr, ZEROS: gl.constex
 
 
 @gluon.jit
+def tile_count(NB, MB, BLOCKS: gl.constexpr, SPLIT: gl.constexpr):
+    """Tiles of the product, each counted once for every program that shares it."""
+    return (NB + BLOCKS - 1) // BLOCKS * MB * SPLIT
+
+
+@gluon.jit
+def place(index, C, NB, MB, BLOCKS: gl.constexpr, KH: gl.constexpr, COLUMNS: gl.constexpr, SPLIT: gl.constexpr):
+    """Where a tile begins, in blocks of 64 rows and in tokens, and which stages of K are this program's: first, count.
+
+    Bands of TOKEN_TILES tiles of tokens come one after the other, in a band all rows.
+    """
+    part = index % SPLIT
+    tile = index // SPLIT
+    tiles = (NB + BLOCKS - 1) // BLOCKS
+    band = tile // (TOKEN_TILES * tiles)
+    width = gl.minimum(MB - band * TOKEN_TILES, TOKEN_TILES)
+    within = tile % (TOKEN_TILES * tiles)
+    stages = (C + KH - 1) // KH
+    first = part * stages // SPLIT
+    count = (part + 1) * stages // SPLIT - first
+    return within // width * BLOCKS, (band * TOKEN_TILES + within % width) * COLUMNS, first, count
+
+
+@gluon.jit
 def load_words(wd, ws, bar, stage, block, kk, KH: gl.constexpr):
     """One stage of words: chunk after chunk, in each the blocks of 64 rows one after the other."""
     async_load(wd, [kk * KH, block, 0, 0], bar, ws.index(stage))
@@ -103,10 +139,12 @@ def load_x(xd, xd2, xs, xs2, bar, stage, m0, kk, KH: gl.constexpr, BM: gl.conste
 
 
 @gluon.jit
-def producer(xd, xd2, wd, xs, xs2, ws, full, empty, block, m0, kk, n, STAGES: gl.constexpr, KH: gl.constexpr,
-             BM: gl.constexpr, BM2: gl.constexpr, PDL: gl.constexpr):  # fmt: skip
-    """Fill stages kk to kk + n. The words of the first ones do not wait for the kernel before: they are constants."""
+def producer(xd, xd2, wd, xs, xs2, ws, full, empty, C, NB, MB, STAGES: gl.constexpr, BLOCKS: gl.constexpr,
+             KH: gl.constexpr, BM: gl.constexpr, BM2: gl.constexpr, SPLIT: gl.constexpr,
+             PDL: gl.constexpr):  # fmt: skip
+    """Fill the ring for one tile after the other. Words of the first stages do not wait for the kernel before."""
     BYTES: gl.constexpr = wd.block_type.nbytes + KH * (BM + BM2) * 128
+    block, m0, kk, n = place(gl.program_id(0), C, NB, MB, BLOCKS, KH, BM + BM2, SPLIT)
     early = gl.minimum(n, STAGES)
     for i in range(early):
         mbarrier.expect(full.index(i), BYTES)
@@ -115,33 +153,39 @@ def producer(xd, xd2, wd, xs, xs2, ws, full, empty, block, m0, kk, n, STAGES: gl
         wait_for_previous_kernel(False)
     for i in range(early):
         load_x(xd, xd2, xs, xs2, full.index(i), i, m0, kk + i, KH, BM, BM2)
-    stage = 0
-    phase = 0
-    for i in range(early, n):
-        mbarrier.wait(empty.index(stage), phase)
-        bar = full.index(stage)
-        mbarrier.expect(bar, BYTES)
-        load_words(wd, ws, bar, stage, block, kk + i, KH)
-        load_x(xd, xd2, xs, xs2, bar, stage, m0, kk + i, KH, BM, BM2)
-        stage += 1
-        if stage == STAGES:
-            stage = 0
-            phase ^= 1
+    stage = early % STAGES
+    phase = (early < STAGES).to(gl.int32)  # a stage that was never filled counts as emptied in phase 1
+    for tile in range(gl.program_id(0), tile_count(NB, MB, BLOCKS, SPLIT), gl.num_programs(0)):
+        block, m0, kk, n = place(tile, C, NB, MB, BLOCKS, KH, BM + BM2, SPLIT)
+        for i in range(gl.where(tile == gl.program_id(0), early, 0), n):
+            mbarrier.wait(empty.index(stage), phase)
+            bar = full.index(stage)
+            mbarrier.expect(bar, BYTES)
+            load_words(wd, ws, bar, stage, block, kk + i, KH)
+            load_x(xd, xd2, xs, xs2, bar, stage, m0, kk + i, KH, BM, BM2)
+            stage += 1
+            if stage == STAGES:
+                stage = 0
+                phase ^= 1
 
 
 @gluon.jit
-def load_scales(pointers, kk, GROUPS, R: gl.constexpr, PARTS: gl.constexpr, step):
-    """Scales or zero points of a stage: PARTS groups of each of R row blocks; past the end, the last group."""
+def load_scales(values_of, rows, kk, GROUPS, R: gl.constexpr, PARTS: gl.constexpr):
+    """Scales or zero points of a stage: PARTS groups of each of R row blocks; past the end, the last group.
+
+    rows: for each row block, where its rows begin. Pairs of rows are known to be neighbours and loaded as one word: two
+    loads would have to be combined at once, and the K loop would wait for memory.
+    """
     values = ()
     for r in gl.static_range(R):
         for i in gl.static_range(PARTS):
             group = gl.minimum(kk * PARTS + i, GROUPS - 1)
-            values = values + (gl.load(pointers + r * step + group * 64),)  # type: ignore[assignment]
+            values = values + (gl.load(values_of + rows[r] + group * 64),)  # type: ignore[assignment]
     return values
 
 
 @gluon.jit
-def multiply_all(xs, xs2, ws, scales, zeros, full, empty, kk, n, GROUPS, step, STAGES: gl.constexpr,
+def multiply_all(xs, xs2, ws, scales, zeros, full, empty, stage, phase, rows, kk, n, GROUPS, STAGES: gl.constexpr,
                  WARPS: gl.constexpr, R: gl.constexpr, KH: gl.constexpr, PARTS: gl.constexpr, BM: gl.constexpr,
                  BM2: gl.constexpr, ZEROS: gl.constexpr):  # fmt: skip
     """Sums over stages kk to kk + n: [16 WARPS, BM] float32 of the first row block, and of the second one or of BM2."""
@@ -159,15 +203,13 @@ def multiply_all(xs, xs2, ws, scales, zeros, full, empty, kk, n, GROUPS, step, S
         acc1 = warpgroup_mma_init(gl.zeros((16 * WARPS, BM), gl.float32, MMA))
     if BM2:
         acc1 = warpgroup_mma_init(gl.zeros((16 * WARPS, BM2), gl.float32, MMA2))
-    stage = 0
-    phase = 0
-    before = 0
-    next_s = load_scales(scales, kk, GROUPS, R, PARTS, step)
-    next_z = load_scales(zeros, kk, GROUPS, R, PARTS, step) if ZEROS else next_s
+    before = 0  # not `stage`: Triton carries a name round a loop only if it sees it change
+    next_s = load_scales(scales, rows, kk, GROUPS, R, PARTS)
+    next_z = load_scales(zeros, rows, kk, GROUPS, R, PARTS) if ZEROS else next_s
     for i in range(n):
         s, z = next_s, next_z
-        next_s = load_scales(scales, kk + i + 1, GROUPS, R, PARTS, step)
-        next_z = load_scales(zeros, kk + i + 1, GROUPS, R, PARTS, step) if ZEROS else next_s
+        next_s = load_scales(scales, rows, kk + i + 1, GROUPS, R, PARTS)
+        next_z = load_scales(zeros, rows, kk + i + 1, GROUPS, R, PARTS) if ZEROS else next_s
         mbarrier.wait(full.index(stage), phase)
         words = ws.index(stage).reshape([KH * R * 4 * WARPS, 64])
         for h in gl.static_range(KH):
@@ -206,7 +248,8 @@ def multiply_all(xs, xs2, ws, scales, zeros, full, empty, kk, n, GROUPS, step, S
     else:
         sum0 = warpgroup_mma_wait(0, deps=[acc0])
         sum1 = sum0
-    return sum0, sum1
+    mbarrier.arrive(empty.index(before), count=1)
+    return sum0, sum1, stage, phase
 
 
 @gluon.jit
@@ -244,54 +287,73 @@ def sum_partials(like, at, BM: gl.constexpr, WARPS: gl.constexpr, SPLIT: gl.cons
 
 
 @gluon.jit
-def consumer(xs, xs2, ws, scales, zeros, bias, full, empty, out, partials, counters, scale, tile, part, block, m0, kk,
-             n, M, N, GROUPS, NB, STAGES: gl.constexpr, WARPS: gl.constexpr, R: gl.constexpr, KH: gl.constexpr,
-             PARTS: gl.constexpr, BM: gl.constexpr, BM2: gl.constexpr, SPLIT: gl.constexpr, ZEROS: gl.constexpr,
-             BIAS: gl.constexpr, PDL: gl.constexpr):  # fmt: skip
-    """Multiply, meet the other programs of the tile if there are any, store."""
+def meet(sum0, sum1, partials, counters, part, BM: gl.constexpr, BMS: gl.constexpr, WARPS: gl.constexpr,
+         TWO: gl.constexpr, SPLIT: gl.constexpr):  # fmt: skip
+    """Leave this program's sums for the last of SPLIT programs; returns whether that is this one, and all sums.
+
+    partials, counters: those of the tile.
+    """
+    SIZE: gl.constexpr = 16 * WARPS * BM
+    STRIDE: gl.constexpr = SIZE + (16 * WARPS * BMS if TWO else 0)
+    v = in_order(sum0, BM, WARPS)
+    gl.store(partials + part * STRIDE + gl.arange(0, SIZE, layout=v.type.layout), v)
+    if TWO:
+        v = in_order(sum1, BMS, WARPS)
+        gl.store(partials + part * STRIDE + SIZE + gl.arange(0, 16 * WARPS * BMS, layout=v.type.layout), v)
+    barrier()
+    last = gl.atomic_add(counters, 1, sem="acq_rel", scope="gpu") == SPLIT - 1
+    if last:
+        gl.store(counters, 0)
+        sum0 = sum_partials(sum0, partials, BM, WARPS, SPLIT, STRIDE)
+        if TWO:
+            sum1 = sum_partials(sum1, partials + SIZE, BMS, WARPS, SPLIT, STRIDE)
+    return last, sum0, sum1
+
+
+@gluon.jit
+def consumer(xs, xs2, ws, scales, zeros, bias, full, empty, out, partials, counters, scale, M, N, C, NB, MB,
+             STAGES: gl.constexpr, WARPS: gl.constexpr, R: gl.constexpr, KH: gl.constexpr, GROUP: gl.constexpr,
+             BM: gl.constexpr, BM2: gl.constexpr, SPLIT: gl.constexpr, ZEROS: gl.constexpr, BIAS: gl.constexpr,
+             PDL: gl.constexpr):  # fmt: skip
+    """Multiply, meet the other programs of the tile if there are any, store; then the next tile."""
+    BLOCKS: gl.constexpr = WARPS * R // 4
     TWO: gl.constexpr = R == 2 or BM2 > 0
-    BMS: gl.constexpr = BM2 if BM2 else BM  # tokens of the second accumulator
-    N1: gl.constexpr = 16 * WARPS if R == 2 else 0  # where it begins
+    BMS: gl.constexpr = BM2 if BM2 else BM  # tokens of the second accumulator, and where it begins
+    N1: gl.constexpr = 16 * WARPS if R == 2 else 0
     M1: gl.constexpr = BM if BM2 else 0
-    SIZE: gl.constexpr = 16 * WARPS * (R * BM + BM2)
     ROWS: gl.constexpr = gl.DistributedLinearLayout(
         [[1]], [[0], [0], [2], [4], [8]], [[16], [32], [64], [128]][: 2 if WARPS == 4 else (3 if WARPS == 8 else 4)],
         [], [16 * WARPS])  # fmt: skip
     i = gl.arange(0, 16 * WARPS, layout=ROWS)  # (block, warp, r, b1); rows past the end read those of the last block
     order = i // 2 % 8 * 8 + i // 16 % 4 * 2 + i % 2
-    row = gl.minimum(block + i // 64, NB - 1) * GROUPS * 64 + order
-    step = gl.minimum(block + WARPS // 4 + i // 64, NB - 1) * GROUPS * 64 + order - row  # to the second row block
-    sum0, sum1 = multiply_all(xs, xs2, ws, scales + row, zeros + row, full, empty, kk, n, GROUPS, step, STAGES, WARPS,
-                              R, KH, PARTS, BM, BM2, ZEROS)  # fmt: skip
-    if PDL:
-        wait_for_previous_kernel(False)
-    last = True
-    if SPLIT > 1:
-        at = partials + tile * (SPLIT * SIZE)
-        v = in_order(sum0, BM, WARPS)
-        gl.store(at + part * SIZE + gl.arange(0, 16 * WARPS * BM, layout=v.type.layout), v)
-        if TWO:
-            v = in_order(sum1, BMS, WARPS)
-            gl.store(at + part * SIZE + 16 * WARPS * BM + gl.arange(0, 16 * WARPS * BMS, layout=v.type.layout), v)
-        barrier()
-        last = gl.atomic_add(counters + tile, 1, sem="acq_rel", scope="gpu") == SPLIT - 1
+    GROUPS = C * 64 // GROUP
+    stage = 0
+    phase = 0
+    for tile in range(gl.program_id(0), tile_count(NB, MB, BLOCKS, SPLIT), gl.num_programs(0)):
+        block, m0, kk, n = place(tile, C, NB, MB, BLOCKS, KH, BM + BM2, SPLIT)
+        rows = (gl.minimum(block + i // 64, NB - 1) * GROUPS * 64 + order,
+                gl.minimum(block + WARPS // 4 + i // 64, NB - 1) * GROUPS * 64 + order)  # fmt: skip
+        sum0, sum1, stage, phase = multiply_all(xs, xs2, ws, scales, zeros, full, empty, stage, phase, rows, kk, n,
+                                                GROUPS, STAGES, WARPS, R, KH, KH * 64 // GROUP, BM, BM2,
+                                                ZEROS)  # fmt: skip
+        if PDL:
+            wait_for_previous_kernel(False)
+        last = True
+        if SPLIT > 1:
+            at = partials + tile // SPLIT * (SPLIT * 16 * WARPS * (R * BM + BM2))
+            last, sum0, sum1 = meet(sum0, sum1, at, counters + tile // SPLIT, tile % SPLIT, BM, BMS, WARPS, TWO, SPLIT)
         if last:
-            gl.store(counters + tile, 0)
-            sum0 = sum_partials(sum0, at, BM, WARPS, SPLIT, SIZE)
+            store_tile(sum0, out, bias, scale, block * 64, m0, M, N, BM, WARPS, BIAS)
             if TWO:
-                sum1 = sum_partials(sum1, at + 16 * WARPS * BM, BMS, WARPS, SPLIT, SIZE)
-    if last:
-        store_tile(sum0, out, bias, scale, block * 64, m0, M, N, BM, WARPS, BIAS)
-        if TWO:
-            store_tile(sum1, out, bias, scale, block * 64 + N1, m0 + M1, M, N, BMS, WARPS, BIAS)
+                store_tile(sum1, out, bias, scale, block * 64 + N1, m0 + M1, M, N, BMS, WARPS, BIAS)
 
 
 @gluon.jit(do_not_specialize=["M", "C", "NB", "MB", "scale"])
 def w4a16_gluon_kernel(xd, xd2, wd, scales, zeros, bias, out, partials, counters, scale, M, N, C, NB, MB,
                        STAGES: gl.constexpr, WARPS: gl.constexpr, R: gl.constexpr, KH: gl.constexpr,
-                       SIZE: gl.constexpr, BM: gl.constexpr, BM2: gl.constexpr, SPLIT: gl.constexpr,
+                       GROUP: gl.constexpr, BM: gl.constexpr, BM2: gl.constexpr, SPLIT: gl.constexpr,
                        ZEROS: gl.constexpr, BIAS: gl.constexpr, PDL: gl.constexpr):  # fmt: skip
-    """Grid: row tiles * MB token tiles * SPLIT. C, NB: blocks of 64 columns, of 64 rows. SIZE: columns of a group."""
+    """Any grid if SPLIT is 1, else `tile_count`. C, NB: blocks of 64 columns, of 64 rows. MB: tiles of tokens."""
     if PDL:
         wait_for_previous_kernel(True)
     BLOCKS: gl.constexpr = WARPS * R // 4
@@ -306,20 +368,8 @@ def w4a16_gluon_kernel(xd, xd2, wd, scales, zeros, bias, out, partials, counters
         mbarrier.init(full.index(i), count=1)
         mbarrier.init(empty.index(i), count=1)
     fence_async_shared()
-    part = gl.program_id(0) % SPLIT
-    tile = gl.program_id(0) // SPLIT
-    tiles = (NB + BLOCKS - 1) // BLOCKS  # of rows
-    band = tile // (TOKEN_TILES * tiles)
-    width = gl.minimum(MB - band * TOKEN_TILES, TOKEN_TILES)
-    within = tile % (TOKEN_TILES * tiles)
-    block = within // width * BLOCKS
-    m0 = (band * TOKEN_TILES + within % width) * (BM + BM2)
-    stages = (C + KH - 1) // KH
-    kk = part * stages // SPLIT
-    n = (part + 1) * stages // SPLIT - kk
     gl.warp_specialize([
-        (consumer, (xs, xs2, ws, scales, zeros, bias, full, empty, out, partials, counters, scale, tile, part, block,
-                    m0, kk, n, M, N, C * 64 // SIZE, NB, STAGES, WARPS, R, KH, KH * 64 // SIZE, BM, BM2, SPLIT, ZEROS,
-                    BIAS, PDL)),
-        (producer, (xd, xd2, wd, xs, xs2, ws, full, empty, block, m0, kk, n, STAGES, KH, BM, BM2, PDL)),
+        (consumer, (xs, xs2, ws, scales, zeros, bias, full, empty, out, partials, counters, scale, M, N, C, NB, MB,
+                    STAGES, WARPS, R, KH, GROUP, BM, BM2, SPLIT, ZEROS, BIAS, PDL)),
+        (producer, (xd, xd2, wd, xs, xs2, ws, full, empty, C, NB, MB, STAGES, BLOCKS, KH, BM, BM2, SPLIT, PDL)),
     ], [1], [24])  # fmt: skip

@@ -49,6 +49,22 @@ def unpack(words, pair: tl.constexpr, s0, s1, t0, t1, ZEROS: tl.constexpr):
 
 
 @triton.jit
+def minus_8(scale):
+    """-8 * scale as a weight has it: -2^-21 of what is stored, in bfloat16 -2^-130.
+
+    There on the bits: ptxas (12.8 to 13.0) takes a bfloat16 product with so small a constant for one with zero. What
+    would be subnormal is zero: such a scale is 2^-120 of the largest one.
+    """
+    if scale.dtype == tl.bfloat16:
+        bits = scale.to(tl.int16, bitcast=True)
+        product = tl.where((bits & 0x7FFF) > (130 << 7), (bits - (130 << 7)) ^ -0x8000, 0).to(tl.int16)
+        term = product.to(tl.bfloat16, bitcast=True)
+    else:
+        term = scale * -(2.0**-21)
+    return term
+
+
+@triton.jit
 def scale_terms(scale, zero, ZEROS: tl.constexpr):
     """scale, and the other three operands of `unpack`: scale / 16, and -8 * scale or the two forms of a zero point."""
     s1 = scale * 0.0625
@@ -56,8 +72,7 @@ def scale_terms(scale, zero, ZEROS: tl.constexpr):
         t0 = zero.to(scale.dtype, bitcast=True)
         t1 = ((zero << 4) | -32768).to(tl.int16).to(scale.dtype, bitcast=True)
     else:
-        # In two steps, each by a normal number: -8 * scale is -2^-21 (bfloat16: -2^-130) of what is stored.
-        t0 = (s1 * (-(2.0**-126) if scale.dtype == tl.bfloat16 else -(2.0**-17))).to(scale.dtype)
+        t0 = minus_8(scale)
         t1 = t0
     return scale, s1, t0, t1
 

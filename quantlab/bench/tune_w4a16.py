@@ -21,7 +21,7 @@ from quantlab_kernels.w4a16_layout import W4A16Weight, to_kernel
 from quantlab_kernels.w4a16_tiles import DecodeTile, GluonTile, Tile, tile_to_json
 
 # Consumer warps, row blocks, programs a processor: what registers and shared memory allow at all.
-STRUCTURES = ((4, 1, 3), (4, 1, 2), (8, 1, 2), (8, 1, 1), (8, 2, 1), (16, 1, 1))
+STRUCTURES = ((4, 1, 5), (4, 1, 4), (4, 1, 3), (4, 1, 2), (8, 1, 3), (8, 1, 2), (8, 1, 1), (8, 2, 1), (16, 1, 1))
 TOLERANCE = {torch.float16: 1e-3, torch.bfloat16: 5e-3}
 
 
@@ -76,7 +76,10 @@ def _decode_candidates(rows: int, columns: int, tokens: int, processors: int) ->
 
 
 def _gluon_candidates(tile: GluonTile, rows: int, columns: int, tokens: int, processors: int) -> Iterator[Tile]:
-    """`tile` with the two numbers of programs along K that fill the GPU best."""
+    """`tile` with the numbers of programs along K that fill the GPU best, or half of it.
+
+    Half, because the next kernel's programs then have room to start and to read their weights meanwhile.
+    """
     accumulators = (tile.row_blocks * tile.tokens + tile.more_tokens) // 2
     consumers = (tile.registers * (tile.warps // 4 + 1) - 24) // (tile.warps // 4)
     if accumulators + 64 > consumers or tile.stages < 3 or (tile.more_tokens and tile.row_blocks == 2):
@@ -89,9 +92,11 @@ def _gluon_candidates(tile: GluonTile, rows: int, columns: int, tokens: int, pro
         if split > 1 and (programs > slots or columns // (64 * tile.chunks * split) < 2):
             break
         fills.append((-programs / (slots * math.ceil(programs / slots)), split))
-    for fill, split in sorted(fills)[:2]:
-        if fill < -0.55 or split == 1:
-            yield replace(tile, split=split)
+    best = {split for fill, split in sorted(fills)[:2] if fill < -0.55 or split == 1}
+    if tokens <= 64 and tile.resident > 1:
+        best |= {split for _, split in sorted((abs(fill + 0.5), split) for fill, split in fills)[:1]}
+    for split in sorted(best):
+        yield replace(tile, split=split)
 
 
 def error_of(layer: Layer, x: Tensor, reference: Tensor, tile: Tile) -> float:
