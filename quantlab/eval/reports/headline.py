@@ -5,7 +5,7 @@ Knows nothing about how a page shows them.
 
 from dataclasses import dataclass
 
-from quantlab.eval.reports.tables import noise_of, ratio, shrink
+from quantlab.eval.reports.tables import noise_of, pooled, ratio, shrink
 from quantlab.eval.reports.words import one_line, percent, perplexity, points, small
 from quantlab.eval.result import Report, TextResult
 from quantlab.units import human_bytes
@@ -48,9 +48,10 @@ def _text_cards(report: Report, text: TextResult) -> list[Card]:
 
 
 def _tasks_card(report: Report) -> Card:
-    """Tasks together, each counting the same, as published averages do."""
-    count = len(report.tasks)
-    mean = sum(task.difference.value for task in report.tasks) / count
-    before = sum(task.baseline.value for task in report.tasks) / count
-    over = f"over {count} task{'s' if count != 1 else ''}"
-    return Card("tasks", f"{points(mean)} points", f"was {percent(before)}, now {percent(before + mean)} {over}")
+    """Tasks together, in the gate's own terms: every item counts the same."""
+    before, change = pooled(report.tasks)
+    count, items = len(report.tasks), sum(task.items for task in report.tasks)
+    over = f"{items:,} items of {count} task{'s' if count != 1 else ''}"
+    return Card(
+        "tasks", f"{points(change, 2)} points", f"was {percent(before)}, now {percent(before + change)}; {over}"
+    )

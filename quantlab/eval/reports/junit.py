@@ -8,7 +8,7 @@ Knows nothing about files.
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
 from quantlab.errors import QuantlabError
-from quantlab.eval.reports.tables import provenance
+from quantlab.eval.reports.tables import duration, provenance
 from quantlab.eval.reports.words import one_line, verdict_sentence, verdict_word
 from quantlab.eval.result import GateLine, GateResult, Report
 
@@ -18,7 +18,7 @@ SUITE = "quantlab eval"
 def junit(report: Report) -> bytes:
     """The XML of a finished evaluation."""
     cases = [_case(line, report.gate) for line in report.gate.lines] if report.gate else [_unjudged()]
-    suite = _suite(cases, sum(report.seconds.values()))
+    suite = _suite(cases, duration(report))
     suite.set("timestamp", one_line(report.created).removesuffix("Z"))  # readers of JUnit know no time zones
     properties = Element("properties")
     for what, value in provenance(report).rows:

@@ -3,12 +3,12 @@
 Every cell is one printable line. Knows nothing about how a table is drawn.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from quantlab.eval.reports.words import (
     exp,
     in_order,
-    measured,
     one_line,
     percent,
     percent_with_error,
@@ -23,6 +23,7 @@ from quantlab.eval.statistics import interval
 from quantlab.units import human_bytes, human_count, human_seconds
 
 Row = tuple[str, ...]
+TOTAL = "total"  # among the stages of `seconds`
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ def gate_table(report: Report) -> Table | None:
     lines = in_order(report.gate)
     return Table(
         "Gate",
-        ("verdict", "metric", "requirement", "measured", "why"),
+        ("verdict", "metric", "requirement", "why"),
         tuple(_gate_row(line) for line in lines),
         verdicts=tuple(line.verdict for line in lines),
         note=f"Gate: {one_line(report.gate.source)}; alpha {report.gate.alpha:g}.",
@@ -123,6 +124,18 @@ def ratio(text: TextResult) -> str:
     return f"{middle} ({exp(low):.4f} to {exp(high):.4f})"
 
 
+def duration(report: Report) -> float:
+    """Seconds of the whole evaluation: as measured, else of all stages together."""
+    return report.seconds.get(TOTAL, sum(report.seconds.values()))
+
+
+def pooled(tasks: Sequence[TaskResult]) -> tuple[float, float]:
+    """(baseline's accuracy, its change) with every item counting the same, as the gate's `tasks.accuracy` does."""
+    items = sum(task.items for task in tasks)
+    right = sum(task.baseline.value * task.items for task in tasks)
+    return right / items, sum(task.wrong_to_right - task.right_to_wrong for task in tasks) / items
+
+
 def noise_of(report: Report, name: str) -> TextNoise | None:
     """The noise floor of one text, where it was measured."""
     texts = report.noise.texts if report.noise else ()
@@ -130,8 +143,7 @@ def noise_of(report: Report, name: str) -> TextNoise | None:
 
 
 def _gate_row(line: GateLine) -> Row:
-    value = "" if line.measured is None else measured(line, line.measured)
-    return line.verdict, one_line(line.metric), one_line(line.requirement), value, why(line)
+    return line.verdict, one_line(line.metric), one_line(line.requirement), why(line)
 
 
 def _text_rows(text: TextResult, noise: TextNoise | None, several: bool) -> list[Row]:
@@ -186,6 +198,7 @@ def _circumstances(report: Report) -> list[Row]:
     if report.texts:
         rows.append(("scored", f"{human_count(sum(text.protocol.tokens for text in report.texts))} tokens"))
     if report.seconds:
-        stages = ", ".join(f"{one_line(name, 40)} {human_seconds(s)}" for name, s in report.seconds.items())
-        rows.append(("time", f"{human_seconds(sum(report.seconds.values()))} ({one_line(stages, 400)})"))
+        stages = {name: seconds for name, seconds in report.seconds.items() if name != TOTAL}
+        told = ", ".join(f"{one_line(name, 40)} {human_seconds(seconds)}" for name, seconds in stages.items())
+        rows.append(("time", f"{human_seconds(duration(report))} ({one_line(told, 400)})"))
     return rows

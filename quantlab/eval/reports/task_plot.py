@@ -6,6 +6,7 @@ Knows nothing about the page around it.
 from quantlab.eval.reports import svg
 from quantlab.eval.reports.elements import Markup
 from quantlab.eval.reports.panels import legend, panel
+from quantlab.eval.reports.tables import pooled
 from quantlab.eval.reports.words import one_line, points
 from quantlab.eval.result import Report, TaskNoise, TaskResult
 
@@ -58,10 +59,9 @@ def _row(task: TaskResult, row: float, x: svg.Scale, floor: float | None) -> Mar
 def _finding(tasks: tuple[TaskResult, ...]) -> str:
     """What can be said of all tasks in one sentence."""
     found = [direction(task) for task in tasks]
-    mean = sum(task.difference.value for task in tasks) / len(tasks)
     return (
         f"{found.count(LOST)} of {len(tasks)} worse and {found.count(WON)} better beyond their 95 % intervals; "
-        f"{points(mean)} points on average."
+        f"{points(pooled(tasks)[1], 2)} points over all items."
     )
 
 

@@ -78,7 +78,7 @@ def test_tasks_are_worst_first_and_marked_by_what_their_interval_says(report: Re
     )
     assert [name for _, name in names] == ["lambada_openai", "piqa", "arc_easy"]
     assert [len(page.all("circle", kind)) for kind in ("lost", "even", "won")] == [1, 2, 0]
-    assert "1 of 3 worse and 0 better" in plot and "-2.7 points on average" in plot
+    assert "1 of 3 worse and 0 better" in plot and "-2.67 points over all items" in plot
 
 
 def test_the_bars_of_tasks_span_their_intervals(report: Report) -> None:

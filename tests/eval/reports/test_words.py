@@ -1,12 +1,17 @@
-"""Numbers and verdicts in words, and what is done to text from outside."""
+"""Numbers and verdicts in words, sums that agree with the gate, and what is done to text from outside."""
 
 from collections.abc import Callable
 
 import pytest
 
+from quantlab.eval.gate import judge
+from quantlab.eval.gate_file import parse_gate
+from quantlab.eval.reports.tables import duration, pooled, provenance
 from quantlab.eval.reports.words import one_line, perplexity, points, small, verdict_sentence, visible
 from quantlab.eval.result import Report
-from tests.eval.reports.sample import LINES, gate
+from tests.eval.reports.sample import LINES, gate, task_result
+
+GATE = "require:\n  - {metric: tasks.accuracy, test: noninferiority, margin_points: 2}\n"
 
 
 @pytest.mark.parametrize(
@@ -50,3 +55,18 @@ def test_long_text_is_cut_with_a_count() -> None:
 
 def test_marks_piled_on_a_letter_are_thinned() -> None:
     assert visible("e" + "\u0301" * 40 + "x", 100) == "e" + "\u0301" * 3 + "x"
+
+
+def test_the_tasks_together_are_what_the_gate_calls_so(report: Report) -> None:
+    unequal = (task_result("a", "acc", 30, 10), task_result("b", "acc", 2, 2).model_copy(update={"items": 1200}))
+    lines = judge(parse_gate(GATE, "gate.yaml", "gate.yaml"), (), unequal, None).lines
+    before, change = pooled(unequal)
+    assert change == pytest.approx(lines[0].measured) == pytest.approx(-20 / 1600)
+    assert before == pytest.approx(0.6)
+
+
+def test_stages_do_not_count_the_total_twice(report: Report) -> None:
+    timed = report.model_copy(update={"seconds": {"text": 30.0, "tasks": 60.0, "total": 95.0}})
+    assert duration(timed) == 95.0 and duration(report) == pytest.approx(215.7)
+    (row,) = [row for row in provenance(timed).rows if row[0] == "time"]
+    assert row[1] == "1m 35s (text 30s, tasks 1m 00s)"
