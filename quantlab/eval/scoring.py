@@ -50,26 +50,22 @@ class TokenScores:
 def score_chunk(baseline: Tensor, candidate: Tensor, targets: Tensor) -> TokenScores:
     """Scores of logits baseline, candidate: [n, V] floating against targets: [n] int64.
 
-    Raises NumericsError where logits are NaN or infinite. With e = exp(a - max a), s = sum e for logits a of the
-    baseline and the same for b of the candidate, KL is sum e_a (a - b) / s_a - (lse_a - lse_b): differences of logits
-    are taken before the large, equal parts of the log-probabilities could round them.
+    Raises NumericsError where logits are NaN or infinite. With a the baseline's logits less their largest, b the
+    candidate's, s the sum of their exponentials, KL is sum exp(a) (a - b) / s_a - (ln s_a - ln s_b): logits are
+    subtracted from each other before the large, equal parts of the log-probabilities could round them.
     """
-    a, b = baseline.float(), candidate.to(baseline.device).float()
-    lse_a, first_a, exp_a, sum_a = _normalizer(a)
-    lse_b, first_b, _, _ = _normalizer(b)
-    _check_finite(lse_a, "baseline's")
-    _check_finite(lse_b, "candidate's")
-    right = targets.to(a.device)[:, None]
-    nll_a, nll_b = (lse - x.gather(-1, right)[:, 0].double() for lse, x in ((lse_a, a), (lse_b, b)))
-    kl = exp_a.mul_(a - b).sum(-1).double() / sum_a - (lse_a - lse_b)
+    a, b = _shift(baseline), _shift(candidate.to(baseline.device))
+    _check_finite(a.log_sum, "baseline's")
+    _check_finite(b.log_sum, "candidate's")
+    kl = a.exps.mul_(a.logits.sub_(b.logits)).sum(-1).double() / a.log_sum.exp() - (a.log_sum - b.log_sum)
     _check_finite(kl, "models'")  # single infinite logits do not show in the sums
-    return TokenScores(nll_a, nll_b, kl.clamp_(min=0.0), first_a == first_b, (-nll_b).exp() - (-nll_a).exp())
+    before, after = a.nll(baseline, targets), b.nll(candidate, targets)
+    return TokenScores(before, after, kl.clamp_(min=0.0), a.first == b.first, (-after).exp() - (-before).exp())
 
 
 def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
     """Negative log likelihood in nats: logits: [n, V] floating, targets: [n] int64 -> [n] fp64."""
-    x = logits.float()
-    return _normalizer(x)[0] - x.gather(-1, targets.to(x.device)[:, None])[:, 0].double()
+    return _shift(logits).nll(logits, targets)
 
 
 def chunk_tokens(vocabulary: int, device: torch.device) -> int:
@@ -83,12 +79,28 @@ def chunks(count: int, size: int) -> Iterator[slice]:
     return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
 
-def _normalizer(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """x: [n, V] fp32 -> log sum exp [n] fp64, index of the maximum [n], exp(x - max) [n, V] fp32, its sums [n] fp64."""
+@dataclass(frozen=True, slots=True)
+class _Shifted:
+    """Logits less their maximum: [n, V] fp32; its place and value [n]; their exponentials and the log of their sum."""
+
+    logits: Tensor
+    first: Tensor
+    top: Tensor
+    exps: Tensor
+    log_sum: Tensor
+
+    def nll(self, raw: Tensor, targets: Tensor) -> Tensor:
+        """From the logits as they came: those far below the maximum lose digits when it is subtracted."""
+        right = raw.gather(-1, targets.to(raw.device)[:, None])[:, 0].double()
+        return self.log_sum + self.top - right.to(self.top.device)
+
+
+def _shift(raw: Tensor) -> _Shifted:
+    x = raw.float()
     top, first = x.max(-1, keepdim=True)
-    exps = (x - top).exp_()
-    sums = exps.sum(-1).double()
-    return top[:, 0].double() + sums.log(), first[:, 0], exps, sums
+    x = x - top if x is raw else x.sub_(top)
+    exps = x.exp()
+    return _Shifted(x, first[:, 0], top[:, 0].double(), exps, exps.sum(-1).double().log())
 
 
 def _check_finite(lse: Tensor, who: str) -> None:
