@@ -52,6 +52,4 @@ def _tasks_card(report: Report) -> Card:
     before, change = pooled(report.tasks)
     count, items = len(report.tasks), sum(task.items for task in report.tasks)
     over = f"{items:,} items of {count} task{'s' if count != 1 else ''}"
-    return Card(
-        "tasks", f"{points(change, 2)} points", f"was {percent(before)}, now {percent(before + change)}; {over}"
-    )
+    return Card("tasks, points", points(change, 2), f"was {percent(before)}, now {percent(before + change)}; {over}")

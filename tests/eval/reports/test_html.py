@@ -53,7 +53,7 @@ def test_met_requirements_are_folded_only_when_they_are_many(report: Report) -> 
 
 def test_the_headline_holds_the_six_figures(report: Report) -> None:
     values = [each.text for each in Page(html(report)).all("dd", "value")]
-    assert values == ["21.8 MB", "4.126", "28.167", "0.0481", "86.5\u00a0%", "-2.67 points"]
+    assert values == ["21.8 MB", "4.126", "28.167", "0.0481", "86.5\u00a0%", "-2.67"]
 
 
 def test_all_plots_are_drawn_and_told_in_words(report: Report) -> None:
