@@ -146,4 +146,4 @@ def _valid_keys(route: Route) -> Sequence[str]:
     return list((Rule if route else GateSettings).model_fields)
 
 
-GATE = Kind("gate", "alpha and require", GateError, builtin_names, None, None)
+GATE = Kind("gate", "alpha and require", GateError, builtin_names, "--gate default, or --gate strict", None)
