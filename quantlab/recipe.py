@@ -42,6 +42,7 @@ class Gptq(Strict):
     activation_order: bool = True
     descent_rounds: Annotated[int, Field(ge=0, le=64)] = 0
     target_correction: Fraction = 0.0
+    correction_share: Fraction = 0.5
     cpu_samples: Annotated[int, Field(ge=2, le=1_000_000)] | None = None
 
 

@@ -24,7 +24,7 @@ from quantlab.quant.setup import Setup
 from quantlab.quant.stages import Stream
 from quantlab.recipe import Gptq, Rounding
 
-# Samples, at least, on which the 16-bit model runs beside the quantized one; half of them if that is more.
+# Samples, at least, on which the 16-bit model runs beside the quantized one.
 COMPARED = 32
 
 
@@ -89,11 +89,19 @@ def start_streams(setup: Setup) -> Streams | None:
         return None
     weight = TensorReader(setup.checkpoint).tensor(EMBEDDING)
     x = embedding(setup.solver_ids, weight).float().to(setup.place.device)
-    solver = next(p for p in setup.options.recipe.passes if p.kind in ("gptq", "rtn"))
-    compared = (isinstance(solver, Gptq) and solver.target_correction > 0) or _trained(setup)
-    samples = len(x) if _trained(setup) else min(len(x), setup.held_out + max(COMPARED, len(x) // 2))
-    exact = Stream(x[len(x) - samples :].clone(), setup.config, setup.place) if compared else None
+    samples = _compared(setup, len(x))
+    exact = Stream(x[len(x) - samples :].clone(), setup.config, setup.place) if samples else None
     return Streams(Stream(x, setup.config, setup.place), exact, setup.held_out)
+
+
+def _compared(setup: Setup, samples: int) -> int:
+    """How many of the last samples run through the 16-bit blocks too, the held-out ones among them."""
+    if _trained(setup):
+        return samples
+    solver = next((p for p in setup.options.recipe.passes if isinstance(p, Gptq)), None)
+    if solver is None or solver.target_correction == 0:
+        return 0
+    return min(samples, setup.held_out + max(COMPARED, round(samples * solver.correction_share)))
 
 
 def _trained(setup: Setup) -> bool:

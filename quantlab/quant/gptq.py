@@ -2,10 +2,10 @@
 
 Pure functions on tensors: knows nothing about models, files or where the Hessian came from.
 
-Minimises tr(E H E^T), E = W - W_hat, one column at a time. With H = R R^T and R upper triangular, column i of E R is
-R_ii (E_i + sum_{j<i} E_j R_ji / R_ii), so rounding W_i plus that feedback is the greedy minimum. This is LDLQ
-(QuIP, arXiv 2307.13304, section 3 and theorem 6), which equals GPTQ (arXiv 2210.17323) but needs one Cholesky factor
-in place of a Cholesky, an inverse and a second Cholesky: a third of the work and half of the memory.
+Minimises tr(E H E^T), E = W - W_hat, one column at a time, the last first. With H = L L^T and L lower triangular,
+column i of E L is L_ii (E_i + sum_{j>i} E_j L_ji / L_ii), so rounding W_i plus that feedback is the greedy minimum.
+This is LDLQ (QuIP, arXiv 2307.13304, section 3 and theorem 6), which equals GPTQ (arXiv 2210.17323) but needs one
+Cholesky factor in place of a Cholesky, an inverse and a second Cholesky: a third of the work and half of the memory.
 """
 
 from dataclasses import dataclass
@@ -24,31 +24,35 @@ BLOCK = 32
 
 @dataclass(frozen=True, slots=True)
 class Factor:
-    """`r: [K, K]` fp32 upper triangular, R R^T = H[order][:, order] + damping * mean(diag H) * I."""
+    """`lower: [K, K]` fp32, lower triangular, L L^T = H[order][:, order] + damping * mean(diag H) * I.
 
-    r: Tensor
+    `order` holds the columns from the one that is rounded last to the one that is rounded first.
+    """
+
+    lower: Tensor
     order: Tensor
     damping: float
     retries: int
 
 
 def factorize(h: Tensor, damping: float, activation_order: bool) -> Factor:
-    """The factor of `h: [K, K]` fp32, its columns in the order in which they will be rounded.
+    """The factor of `h: [K, K]` fp32, its columns in the order in which they will be rounded, last first.
 
-    With `activation_order` the columns with the largest diagonal go first; group membership stays that of the original
-    columns. Damping doubles until the factorization succeeds; raises SolveError after MAX_RETRIES.
+    With `activation_order` the columns with the largest diagonal are rounded first; group membership stays that of the
+    original columns. Damping doubles until the factorization succeeds; raises SolveError after MAX_RETRIES.
     """
     diagonal = h.diagonal()
     order = torch.argsort(diagonal, descending=True, stable=True) if activation_order else torch.arange(len(h))
-    order = order.to(h.device)
+    order = order.to(h.device).flip(0)
     mean = diagonal.mean().clamp(min=torch.finfo(torch.float32).tiny)
-    flipped = order.flip(0)
+    info = torch.empty((), dtype=torch.int32, device=h.device)
     for retry in range(MAX_RETRIES):
-        m = h[flipped][:, flipped]
+        m = h[order[:, None], order]
         m.diagonal().add_(damping * mean)
-        lower, info = torch.linalg.cholesky_ex(m)
-        if int(info) == 0 and bool(torch.isfinite(lower).all()):
-            return Factor(lower.flip(0, 1), order, damping, retry)
+        lower = m.t()  # symmetric, and in LAPACK's layout: factorized where it lies
+        torch.linalg.cholesky_ex(lower, out=(lower, info))
+        if int(info) == 0 and bool(torch.isfinite(lower.diagonal()).all()):
+            return Factor(lower, order, damping, retry)
         damping *= 2
     fix = "a larger damping in the recipe, or ignore the module"
     raise SolveError(f"the Hessian could not be factorized with damping up to {damping / 2:.3g}", fix=fix)
@@ -62,41 +66,41 @@ def solve(
     Works on transposed rows so that each column of W is contiguous, in blocks of `block_size` columns: the feedback of
     finished blocks comes from one matrix product, that inside a block column by column.
     """
-    order, r = factor.order, factor.r
+    order, upper = factor.order, factor.lower.t()  # row i of `upper`: what column i hears from those after it
     wt = w.t()[order]
     st = spread_groups(scales, w.shape[1]).t()[order]
     zt = None if zeros is None else spread_groups(zeros, w.shape[1]).t()[order]
-    feedback = r / r.diagonal()  # column i divided by R_ii
-    errors, codes = torch.zeros_like(wt), torch.empty_like(wt)
-    for start in range(0, len(wt), block_size):
-        stop = min(start + block_size, len(wt))
-        target = wt[start:stop] + feedback[:start, start:stop].t() @ errors[:start]
-        _solve_block((start, stop), (wt, target, st, zt), feedback, errors, codes, scheme)
-    out = torch.empty_like(codes)
-    out[order] = codes
-    return out.t().to(torch.int8).contiguous()
+    errors, codes = torch.empty_like(wt), torch.empty_like(wt)
+    for stop in range(len(wt), 0, -block_size):
+        span = slice(max(0, stop - block_size), stop)
+        feedback = upper[span] / upper.diagonal()[span, None]
+        target = torch.addmm(wt[span], feedback[:, stop:], errors[stop:])
+        grid = (st[span], None if zt is None else zt[span])
+        _solve_block(wt[span], target, grid, feedback[:, span], (codes[span], errors[span]), scheme)
+    out = torch.empty(codes.shape, dtype=torch.int8, device=w.device)
+    out[order] = codes.to(torch.int8)
+    return out.t().contiguous()
 
 
 def _solve_block(
-    span: tuple[int, int],
-    columns: tuple[Tensor, Tensor, Tensor, Tensor | None],
-    feedback: Tensor,
-    errors: Tensor,
-    codes: Tensor,
+    wt: Tensor,
+    target: Tensor,
+    grid: tuple[Tensor, Tensor | None],
+    inner: Tensor,
+    out: tuple[Tensor, Tensor],
     scheme: Scheme,
 ) -> None:
-    (start, stop), (wt, target, st, zt) = span, columns
+    """Round a block's columns (here rows), last first; fills the codes and errors of `out`."""
+    (st, zt), (codes, errors) = grid, out
     # Each error goes at once to all columns that are left: what a column costs is the number of calls, and this one
     # is a fifth of a matrix-vector product's.
-    inner = feedback[start:stop, start:stop].t().contiguous()
-    for i, wanted, q, error in zip(range(start, stop), target, codes[start:stop], errors[start:stop], strict=True):
-        torch.div(wanted, st[i], out=q)
+    for i in range(len(wt) - 1, -1, -1):
+        q = torch.div(target[i], st[i], out=codes[i])
         if zt is not None:
             q += zt[i]
         q.round_().clamp_(scheme.code_min, scheme.code_max)
-        torch.addcmul(wt[i], q if zt is None else q - zt[i], st[i], value=-1.0, out=error)
-        j = i - start
-        target[j + 1 :].addcmul_(inner[j + 1 :, j : j + 1], error)
+        torch.addcmul(wt[i], q if zt is None else q - zt[i], st[i], value=-1.0, out=errors[i])
+        target[:i].addcmul_(inner[:i, i : i + 1], errors[i])
 
 
 def corrected_target(w: Tensor, residual: Tensor, factor: Factor, strength: float) -> Tensor:
@@ -105,10 +109,9 @@ def corrected_target(w: Tensor, residual: Tensor, factor: Factor, strength: floa
     w: [N, K] fp32; residual: [K, N] fp32, the mean of x (y - W x)^T with x the quantized model's input and y the output
     wanted. Least squares: W + (H^-1 residual)^T (the idea of GPTAQ, arXiv 2504.02692, and QEP, arXiv 2504.09629).
     """
-    b = residual[factor.order]
-    y = torch.linalg.solve_triangular(factor.r, b, upper=True)
-    step = torch.empty_like(b)
-    step[factor.order] = torch.linalg.solve_triangular(factor.r.t(), y, upper=False)
+    y = torch.linalg.solve_triangular(factor.lower, residual[factor.order], upper=False)
+    step = torch.empty_like(y)
+    step[factor.order] = torch.linalg.solve_triangular(factor.lower.t(), y, upper=True)
     return w + strength * step.t()
 
 

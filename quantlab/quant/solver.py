@@ -3,12 +3,13 @@
 Works on tensors and the recipe's passes; knows nothing about blocks, streams or files.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from quantlab.quant.gptq import corrected_target, descend, factorize, solve
+from quantlab.quant.gptq import Factor, corrected_target, descend, factorize, solve
 from quantlab.quant.grid import absmax_params, decode, nearest_codes, searched_params
 from quantlab.recipe import Gptq, Rtn
 from quantlab.schemes import Scheme
@@ -17,6 +18,8 @@ from quantlab_kernels.ref import quantize_per_token
 
 # Codes [N, K] int8, scales [N, G], zero points [N, G] or None.
 Chosen = tuple[Tensor, Tensor, Tensor | None]
+# Weights solved at a time, 16 MB in fp32: a solver keeps half a dozen arrays of their size.
+CHUNK_ELEMENTS = 1 << 22
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +28,10 @@ class HeldOut:
 
     x: Tensor
     y: Tensor
+
+    def rows(self, rows: slice) -> "HeldOut":
+        """The same tokens for some of the outputs."""
+        return HeldOut(self.x, self.y[:, rows])
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +56,10 @@ class Problem:
         hessian = None if self.hessian is None else self.hessian / (scales[:, None] * scales)
         residual = None if self.residual is None else self.residual / scales[:, None]
         return replace(self, w=self.w * scales, hessian=hessian, residual=residual, column_scales=scales)
+
+    def rows(self, rows: slice) -> "Problem":
+        """The same problem for some of the outputs; the Hessian is shared."""
+        return replace(self, w=self.w[rows], residual=None if self.residual is None else self.residual[:, rows])
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,29 +89,56 @@ class Solution:
 
 
 def solve_problem(problem: Problem, how: Gptq | Rtn, held_out: HeldOut | None) -> Solution:
-    """The codes of `problem` by the pass `how`; raises SolveError if its Hessian cannot be factorized."""
+    """The codes of `problem` by the pass `how`; raises SolveError if its Hessian cannot be factorized.
+
+    The Hessian's diagonal is damped for the duration.
+    """
     if isinstance(how, Rtn):
-        return _measured(problem, held_out, _rounded(problem, how.grid), f"rtn-{how.grid}")
+        return _in_rows(problem, held_out, f"rtn-{how.grid}", lambda part: _rounded(part, how.grid))
     assert problem.hessian is not None, "gptq needs calibration"
-    if not bool(problem.hessian.diagonal().any()):  # an input that is always zero says nothing of what matters
-        return _measured(problem, held_out, _rounded(problem, "mse"), "rtn-mse")
+    diagonal = problem.hessian.diagonal()
+    if not bool(diagonal.any()):  # an input that is always zero says nothing of what matters
+        return _in_rows(problem, held_out, "rtn-mse", lambda part: _rounded(part, "mse"))
     factor = factorize(problem.hessian, how.damping, how.activation_order)
+    importance = diagonal.clone()
+    diagonal += factor.damping * importance.mean()
+    found = _in_rows(problem, held_out, _label(how), lambda part: _solved(part, how, factor, importance))
+    diagonal.copy_(importance)
+    return replace(found, damping=factor.damping, retries=factor.retries)
+
+
+def _solved(problem: Problem, how: Gptq, factor: Factor, importance: Tensor) -> Chosen:
+    """The codes of a problem whose Hessian's diagonal is damped; `importance: [K]` is the diagonal before."""
     w, scheme = problem.w, problem.scheme
     if problem.residual is not None and how.target_correction > 0:
         w = corrected_target(w, problem.residual, factor, how.target_correction)
-    scales, zeros = _params(replace(problem, w=w), how.grid)
+    scales, zeros = _params(replace(problem, w=w), how.grid, importance)
     codes = solve(w, factor, scales, zeros, scheme, how.block_size)
-    if how.descent_rounds:
-        damped = problem.hessian.clone()
-        damped.diagonal().add_(factor.damping * damped.diagonal().mean())
-        for _ in range(how.descent_rounds):
-            codes, scales = descend(w, damped, codes, scales, zeros, scheme)
-    return _measured(problem, held_out, (codes, scales, zeros), _label(how), factor.damping, factor.retries)
+    assert problem.hessian is not None
+    for _ in range(how.descent_rounds):
+        codes, scales = descend(w, problem.hessian, codes, scales, zeros, scheme)
+    return codes, scales, zeros
 
 
 def plain_rounding(problem: Problem, held_out: HeldOut | None) -> Solution:
     """Round to nearest at absmax: what every other solution has to beat."""
-    return _measured(problem, held_out, _rounded(problem, "absmax"), "rtn")
+    return _in_rows(problem, held_out, "rtn", lambda part: _rounded(part, "absmax"))
+
+
+def _in_rows(problem: Problem, held_out: HeldOut | None, method: str, choose: Callable[[Problem], Chosen]) -> Solution:
+    """Choose and measure a few rows at a time: rows are independent, and what is made on the way is several times W."""
+    count, columns = problem.w.shape
+    step = max(1, CHUNK_ELEMENTS // columns)
+    chosen, costs = [], []
+    for start in range(0, count, step):
+        rows = slice(start, min(start + step, count))
+        part = problem.rows(rows)
+        chosen.append(choose(part))
+        costs.append(_costs(part, None if held_out is None else held_out.rows(rows), chosen[-1]))
+    codes, scales = (torch.cat([found[i] for found in chosen]) for i in (0, 1))  # type: ignore[misc]
+    zeros = None if chosen[0][2] is None else torch.cat([found[2] for found in chosen])  # type: ignore[misc]
+    errors, energies = (torch.cat([cost[i] for cost in costs]) for i in (0, 1))
+    return Solution(codes, scales, zeros, method, 0.0, 0, errors, energies)
 
 
 def better_rows(solution: Solution, plain: Solution, modules: list[slice]) -> tuple[Solution, list[bool]]:
@@ -116,14 +154,13 @@ def better_rows(solution: Solution, plain: Solution, modules: list[slice]) -> tu
     return replace(solution, codes=codes, scales=scales, zeros=zeros, errors=errors), kept
 
 
-def _params(problem: Problem, grid: str) -> tuple[Tensor, Tensor | None]:
+def _params(problem: Problem, grid: str, importance: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
     if grid == "absmax":
         return absmax_params(problem.w, problem.scheme, problem.scale_dtype)
-    importance = None
-    if grid == "hessian":
+    if grid == "hessian" and importance is None:
         assert problem.hessian is not None, "the hessian grid needs calibration"
         importance = problem.hessian.diagonal()
-    return searched_params(problem.w, importance, problem.scheme, problem.scale_dtype)
+    return searched_params(problem.w, importance if grid == "hessian" else None, problem.scheme, problem.scale_dtype)
 
 
 def _rounded(problem: Problem, grid: str) -> Chosen:
@@ -131,20 +168,16 @@ def _rounded(problem: Problem, grid: str) -> Chosen:
     return nearest_codes(problem.w, scales, zeros, problem.scheme), scales, zeros
 
 
-def _measured(
-    problem: Problem, held_out: HeldOut | None, chosen: Chosen, method: str, damping: float = 0.0, retries: int = 0
-) -> Solution:
-    codes, scales, zeros = chosen
-    rounded = decode(codes, scales, zeros)
+def _costs(problem: Problem, held_out: HeldOut | None, chosen: Chosen) -> tuple[Tensor, Tensor]:
+    """Summed squares of each row's output error and of its wanted output, `[N]` each."""
+    rounded = decode(*chosen)
     if held_out is None:
-        errors, energies = (rounded - problem.w).square().sum(1), problem.w.square().sum(1)
-    else:
-        x = held_out.x if problem.column_scales is None else held_out.x / problem.column_scales
-        if problem.scheme.quantizes_activations:
-            token_codes, token_scales = quantize_per_token(x)
-            x = token_codes.float() * token_scales
-        errors, energies = (x @ rounded.t() - held_out.y).square().sum(0), held_out.y.square().sum(0)
-    return Solution(codes, scales, zeros, method, damping, retries, errors, energies)
+        return (rounded - problem.w).square().sum(1), problem.w.square().sum(1)
+    x = held_out.x if problem.column_scales is None else held_out.x / problem.column_scales
+    if problem.scheme.quantizes_activations:
+        token_codes, token_scales = quantize_per_token(x)
+        x = token_codes.float() * token_scales
+    return (x @ rounded.t() - held_out.y).square().sum(0), held_out.y.square().sum(0)
 
 
 def _label(how: Gptq) -> str:

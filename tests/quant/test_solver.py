@@ -148,3 +148,19 @@ def test_a_corrected_target_brings_the_outputs_nearer_to_those_wanted() -> None:
         for strength in (0.0, 0.5, 1.0)
     ]
     assert max(errors[1:]) < 0.95 * errors[0]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+def test_rows_are_solved_alike_in_any_portions(scheme: Scheme, monkeypatch: pytest.MonkeyPatch) -> None:
+    w, x = torch.randn(24, 64), tokens(800)
+    seen, unseen = x[:600], HeldOut(x[600:], x[600:] @ w.t())
+    asked = replace(problem(w, seen, scheme), residual=torch.randn(64, 24) * 0.01)
+    before = asked.hessian.clone()
+    how = Gptq(descent_rounds=1, target_correction=0.5)
+    whole = solve_problem(asked, how, unseen)
+    assert torch.equal(asked.hessian, before)
+    monkeypatch.setattr("quantlab.quant.solver.CHUNK_ELEMENTS", 7 * 64)
+    parts = solve_problem(asked, how, unseen)
+    assert (whole.codes == parts.codes).float().mean() > 0.99  # products of other shapes round otherwise
+    assert parts.codes.shape == w.shape and parts.scales.shape == whole.scales.shape
+    assert float(parts.errors.sum()) == pytest.approx(float(whole.errors.sum()), rel=0.02)
