@@ -6,7 +6,7 @@ the tests. Knows nothing about models, files or how a report is drawn.
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
-from quantlab.errors import GateError, did_you_mean
+from quantlab.errors import GateError, nearest
 from quantlab.eval.findings import Finding, examine
 from quantlab.eval.gate_file import Gate, Rule
 from quantlab.eval.metrics import Metric, measured
@@ -23,8 +23,9 @@ def check_measurable(gate: Gate, names: Collection[str]) -> None:
     for rule, place in missing:
         if not rule.optional:
             fix = "add --tasks or --suite" if rule.metric.startswith("task") else None
-            message = f"'{rule.metric}' is not measured{did_you_mean(rule.metric, names)}"
-            raise GateError(message, where=place, fix=fix)
+            close = nearest(rule.metric, names)
+            hint = f", did you mean '{close}'?" if close else ""
+            raise GateError(f"'{rule.metric}' is not measured{hint}", where=place, fix=fix)
     if len(missing) == len(gate.rules):
         raise GateError("nothing that this gate asks for is measured", where=gate.source)
 
