@@ -5,6 +5,8 @@ Knows nothing about what the formats say.
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -24,7 +26,7 @@ FIX = "the folder that `quantlab eval --out` wrote"
 def write_reports(report: Report, out: Path) -> list[Path]:
     """Write report.json, junit.xml, summary.md and report.html into `out`, replacing older ones; raises OutputError.
 
-    The result file is last: where it stands, the others belong to it.
+    An older result file goes first and the new one comes last: where one stands, the others belong to it.
     """
     contents = {
         JUNIT: junit(report),
@@ -32,11 +34,16 @@ def write_reports(report: Report, out: Path) -> list[Path]:
         PAGE: html(report).encode(),
         RESULT: report.model_dump_json(indent=1).encode() + b"\n",
     }
+    _remove(out, RESULT)
     return [_write(out / name, content) for name, content in contents.items()]
 
 
 def write_error(error: QuantlabError, out: Path) -> Path:
-    """Write a junit.xml that says why there is no verdict, into `out`; raises OutputError."""
+    """Write a junit.xml that says why there is no verdict, into `out`; raises OutputError.
+
+    The other files of an older report are removed: a PASS beside an error would be believed.
+    """
+    _remove(out, RESULT, SUMMARY, PAGE)
     return _write(out / JUNIT, environment_error(error))
 
 
@@ -60,9 +67,25 @@ def read_report(path: Path) -> Report:
         raise ReportError(reason, where=str(file), fix=FIX) from error
 
 
+@contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = f"cannot be written: {error.strerror}"
+        raise OutputError(reason, where=str(path), fix="choose another --out folder") from error
+
+
+def _remove(out: Path, *names: str) -> None:
+    for name in names:
+        with _disk_errors(out / name):
+            if out.is_dir():
+                (out / name).unlink(missing_ok=True)
+
+
 def _write(path: Path, content: bytes) -> Path:
     """Through a file beside it and a rename, so that a reader sees the old bytes or the new ones."""
-    try:
+    with _disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, unfinished = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         try:
@@ -73,7 +96,4 @@ def _write(path: Path, content: bytes) -> Path:
         except BaseException:
             os.unlink(unfinished)
             raise
-    except OSError as error:
-        reason = f"cannot be written: {error.strerror}"
-        raise OutputError(reason, where=str(path), fix="choose another --out folder") from error
     return path

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from quantlab.errors import OutputError, ReportError
-from quantlab.eval.reports.files import JUNIT, PAGE, RESULT, SUMMARY, read_report, write_reports
+from quantlab.errors import CheckpointError, OutputError, ReportError
+from quantlab.eval.reports.files import JUNIT, PAGE, RESULT, SUMMARY, read_report, write_error, write_reports
 from quantlab.eval.result import Report
 
 
@@ -31,6 +31,24 @@ def test_an_output_that_cannot_be_written_is_one_error(report: Report, tmp_path:
     with pytest.raises(OutputError, match="cannot be written"):
         write_reports(report, tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == [JUNIT]
+
+
+def test_an_error_leaves_no_older_verdict_beside_it(passing: Report, tmp_path: Path) -> None:
+    write_reports(passing, tmp_path)
+    (tmp_path / "notes.txt").write_text("mine")
+    write_error(CheckpointError("damaged"), tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [JUNIT, "notes.txt"]
+
+
+def test_a_report_that_could_not_be_finished_has_no_result_file(
+    report: Report, passing: Report, tmp_path: Path
+) -> None:
+    write_reports(passing, tmp_path)
+    (tmp_path / PAGE).unlink()
+    (tmp_path / PAGE).mkdir()
+    with pytest.raises(OutputError):
+        write_reports(report, tmp_path)
+    assert not (tmp_path / RESULT).exists()
 
 
 @pytest.mark.parametrize(
