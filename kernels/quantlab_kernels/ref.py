@@ -26,6 +26,17 @@ def dequantize(q: QuantizedWeight) -> Tensor:
     return weight.view(rows, groups * q.group_size)
 
 
+def w4a16_linear(x: Tensor, q: QuantizedWeight, bias: Tensor | None) -> Tensor:
+    """A linear layer on 16-bit activations and 4-bit weights, summed in float32.
+
+    x: [..., K], bias: [N] or None. Returns [..., N] in x.dtype.
+    """
+    y = x.float() @ dequantize(q).float().t()
+    if bias is not None:
+        y += bias.float()
+    return y.to(x.dtype)
+
+
 def quantize_per_token(x: Tensor) -> tuple[Tensor, Tensor]:
     """Each row of `x` to symmetric INT8: scale = absmax / 127.5, code = round(x / scale) within -128..127.
 

@@ -25,6 +25,10 @@ from quantlab_kernels.w4a16_triton import w4a16_plain_kernel
 GLUON_RELEASES = ("3.6", "3.9")
 COUNTERS = 1 << 16
 INTERPRETED = triton.knobs.runtime.interpret
+# Triton's hash of a kernel depends on which kernel was hashed first in a process, since they share functions. All are
+# hashed here, in one order, so that a process finds in the cache what another one has compiled.
+KERNELS = (w4a16_plain_kernel, w4a16_decode_kernel, w4a16_gluon_kernel)
+CACHE_KEYS = () if INTERPRETED else tuple(kernel.cache_key for kernel in KERNELS)
 TRITON_DTYPES = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
 
 
@@ -39,27 +43,32 @@ def w4a16_linear(x: Tensor, weight: W4A16Weight, bias: Tensor | None = None, til
     rows = x.reshape(-1, weight.in_features).contiguous()
     out = torch.empty(rows.shape[0], weight.out_features, dtype=x.dtype, device=x.device)
     if out.numel():
-        launch(rows, weight, bias, out, tile or choose_tile(weight, rows), early=programmatic(x.device))
+        if tile is None:
+            tile = choose_tile(weight.out_features, weight.in_features, rows.shape[0], x.device, _aligned(rows))
+        _check_tile(tile, rows, weight)
+        launch(rows, weight, bias, out, tile, early=programmatic(x.device))
     return out.view(*x.shape[:-1], weight.out_features)
 
 
-def choose_tile(weight: W4A16Weight, x: Tensor) -> Tile:
-    """The measured tile if this GPU and shape were measured, else a likely one. x: [M, K]."""
-    kernels = supported_kernels(x.device)
-    if GluonTile in kernels and not _tma_can_read(x):
+def choose_tile(rows: int, columns: int, tokens: int, device: torch.device, aligned: bool = True) -> Tile:
+    """The tile measured on this GPU for a weight [rows, columns], else a likely one.
+
+    aligned: whether each row of x begins at a multiple of 16 bytes, as the copy engine that Gluon uses demands.
+    """
+    kernels = supported_kernels(device)
+    if not aligned:
         kernels = tuple(kind for kind in kernels if kind is not GluonTile)
-    tile = None
-    if x.is_cuda:
-        name = torch.cuda.get_device_name(x.device)
-        tile = measured_tile(name, weight.out_features, weight.in_features, x.shape[0])
+    tile = measured_tile(torch.cuda.get_device_name(device), rows, columns, tokens) if device.type == "cuda" else None
     if tile is None or type(tile) not in kernels:
-        return likely_tile(weight.out_features, weight.in_features, x.shape[0], kernels, processors(x.device))
+        return likely_tile(rows, columns, tokens, kernels, processors(device))
     return tile
 
 
 @cache
 def supported_kernels(device: torch.device) -> tuple[type[Tile], ...]:
     """The kernels, by their tiles, that `device` runs."""
+    if INTERPRETED:
+        return PlainTile, DecodeTile
     if device.type != "cuda" or torch.version.hip:
         return (PlainTile,)
     capability = torch.cuda.get_device_capability(device)
@@ -97,10 +106,11 @@ def prepare(
         return _prepare_gluon(x, weight, bias, out, tile, early)
     if isinstance(tile, DecodeTile):
         return _prepare_decode(x, weight, bias, out, tile, early)
-    grid = (-(-weight.blocks // tile.blocks), -(-x.shape[0] // tile.tokens))
+    blocks = min(tile.blocks, 1 << (weight.blocks.bit_length() - 1))
+    grid = (-(-weight.blocks // blocks), -(-x.shape[0] // tile.tokens))
     sizes = (x.shape[0], weight.out_features, weight.in_features, weight.chunks)
     flags = (weight.group_size, weight.zeros is not None, bias is not None, _dot_dtype(x.dtype))
-    arguments = (x, *_pointers(weight, bias), out, 2.0**weight.exponent, *sizes, tile.blocks, tile.tokens, *flags)
+    arguments = (x, *_pointers(weight, bias), out, 2.0**weight.exponent, *sizes, blocks, tile.tokens, *flags)
     return w4a16_plain_kernel, grid, arguments, {"num_warps": 4, "enable_fp_fusion": True}
 
 
@@ -186,8 +196,18 @@ def _counters(device: torch.device, stream: int) -> Tensor:
     return torch.zeros(COUNTERS, dtype=torch.int32, device=device)
 
 
-def _tma_can_read(x: Tensor) -> bool:
-    """Whether rows of x begin where the copy engine can: at multiples of 16 bytes."""
+def _check_tile(tile: Tile, x: Tensor, weight: W4A16Weight) -> None:
+    if type(tile) not in supported_kernels(x.device):
+        raise ValueError(f"{x.device} does not run {type(tile).__name__} kernels")
+    if isinstance(tile, GluonTile):
+        if not _aligned(x):
+            raise ValueError("the Gluon kernel needs rows of x that begin at multiples of 16 bytes")
+        if tile.stages < 2 or tile.split > -(-weight.chunks // tile.chunks):
+            raise ValueError(f"{tile} does not fit shared memory or K = {weight.in_features}")
+
+
+def _aligned(x: Tensor) -> bool:
+    """Whether the copy engine can read x [M, K]."""
     return x.shape[1] % 8 == 0 and x.data_ptr() % 16 == 0
 
 

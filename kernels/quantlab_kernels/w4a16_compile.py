@@ -15,15 +15,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 
 from quantlab_kernels.w4a16 import prepare
-from quantlab_kernels.w4a16_decode import w4a16_decode_kernel
-from quantlab_kernels.w4a16_gluon import w4a16_gluon_kernel
 from quantlab_kernels.w4a16_layout import COLUMNS, PADDED_COLUMNS, ROWS, W4A16Weight
 from quantlab_kernels.w4a16_tiles import Tile
-from quantlab_kernels.w4a16_triton import w4a16_plain_kernel
-
-# Triton's hash of a kernel depends on which kernel was hashed first in the process, since they share functions: all are
-# hashed here, in one order, else workers and the process that launches would not agree.
-_KEYS = [kernel.cache_key for kernel in (w4a16_plain_kernel, w4a16_decode_kernel, w4a16_gluon_kernel)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,9 +98,7 @@ def tile_from_json(fields: dict[str, Any]) -> Tile:
 
 
 def measured_tile(gpu: str, rows: int, columns: int, tokens: int) -> Tile | None:
-    """The tile measured for the next larger number of tokens, or for the largest; None for a shape never measured."""
-    entries = measured_tiles().get((gpu, rows, columns))
-    if not entries:
-        return None
+    """The tile measured for this many tokens or the next larger number; None if neither was measured."""
+    entries = measured_tiles().get((gpu, rows, columns), [])
     at = bisect_left([count for count, _ in entries], tokens)
-    return entries[min(at, len(entries) - 1)][1]
+    return entries[at][1] if at < len(entries) else None

@@ -7,7 +7,7 @@ Every kernel bench times through `graph_time`, prints `relative_rmse` beside eac
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -98,12 +98,6 @@ def environment() -> dict[str, Any]:
         "commit": _output(["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-
-
-def as_fields(timing: Timing) -> dict[str, float]:
-    """A timing as the fields of a row: `us`, `us_low`, `us_high`."""
-    fields = asdict(timing)
-    return {"us": round(fields["median"], 3), "us_low": round(fields["low"], 3), "us_high": round(fields["high"], 3)}
 
 
 def _warm(graph: torch.cuda.CUDAGraph) -> None:

@@ -6,7 +6,7 @@ about what the winners are for.
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -120,7 +120,18 @@ def time_of(layer: Layer, x: Tensor, tile: Tile, launches: int = 48, replays: in
     return graph_time(lambda i: launch(x, weights[i], None, out, tile, early), len(weights), launches, replays).median
 
 
-def write_tiles(path: Path, gpu: str, winners: dict[tuple[int, int], Sequence[tuple[int, Tile]]]) -> None:
+def tune_layer(layer: Layer, tokens: int, processors: int) -> Tile:
+    """The fastest right tile for this many tokens; raises RuntimeError naming the first wrong one."""
+    x, reference = layer.tokens(tokens)
+    times = {}
+    rows, columns = layer.dense.shape
+    for tile in candidates(rows, columns, tokens, processors):
+        error_of(layer, x, reference, tile)
+        times[tile] = time_of(layer, x, tile)
+    return min(times, key=lambda tile: times[tile])
+
+
+def write_tiles(path: Path, gpu: str, winners: Mapping[tuple[int, int], Sequence[tuple[int, Tile]]]) -> None:
     """Put the winners, (N, K) -> (tokens, tile), of one GPU in the data file; those of other GPUs stay."""
     kept = [entry for entry in json.loads(path.read_text()) if entry["gpu"] != gpu]
     for (rows, columns), tiles in sorted(winners.items()):
