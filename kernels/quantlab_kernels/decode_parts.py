@@ -38,12 +38,16 @@ class Parts:
 def plan_16bit(pairs: int, tokens: int, head_dim: int, processors: int) -> Plan:
     """The grid for 16-bit caches; pairs: (sequence, KV head) pairs, tokens: the most that one of them attends to.
 
-    Measured on an H200: from a pair for each processor on, wide programs and no parts; below, many narrow ones.
+    Measured on an H200: programs of four warps, two a processor, as long as that gives every pair one; beyond, programs
+    of one warp with as many stages as let all of them be resident at once (a second, partial wave costs up to 1.2x).
     """
-    wide = pairs >= processors
-    warps, per_processor = (4, 2) if wide else (2, 4)
-    step = (64 if wide else 32) if head_dim <= 128 else 32
-    return Plan(warps, step, 5 if head_dim <= 128 else 3, _parts(pairs, tokens, step, processors * per_processor))
+    per_processor = triton.cdiv(max(pairs, 1), processors)
+    if head_dim > 128:
+        return Plan(4, 32, 3, _parts(pairs, tokens, 32, 2 * processors))
+    if per_processor <= 2:
+        return Plan(4, 64, 5, _parts(pairs, tokens, 64, 2 * processors))
+    stages = 7 if per_processor <= 4 else 5 if per_processor <= 6 else 3
+    return Plan(1, 32, stages, _parts(pairs, tokens, 32, 4 * processors))
 
 
 def plan_int8(pairs: int, tokens: int, head_dim: int, processors: int) -> Plan:
@@ -69,8 +73,10 @@ def has_pdl(x: Tensor) -> bool:
 
 
 def _parts(pairs: int, tokens: int, step: int, slots: int) -> int:
-    """Parts that fill the GPU's slots once, none of them shorter than a step."""
-    return max(1, min(slots // max(pairs, 1), triton.cdiv(tokens, step), PART_BUCKETS[-1]))
+    """Parts that fill the GPU's slots once, none of them shorter than a step; past 64, adding them costs too much
+    unless there are hardly any pairs."""
+    most = PART_BUCKETS[-1 if pairs < 4 else -2]
+    return max(1, min(slots // max(pairs, 1), triton.cdiv(tokens, step), most))
 
 
 @triton.jit(do_not_specialize=["parts"])
@@ -79,7 +85,6 @@ def _merge_kernel(
     MOST: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     if PDL:
-        tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
     row = tl.program_id(0).to(tl.int64)  # sequence * query heads + head
     part, channel = tl.arange(0, MOST), tl.arange(0, DIM)

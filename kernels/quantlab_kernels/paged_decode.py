@@ -39,7 +39,6 @@ def _decode_kernel(
 ):  # fmt: skip
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
     part, sequence = tl.program_id(0), tl.program_id(2)
     head, tile = tl.program_id(1) % KV_HEADS, tl.program_id(1) // KV_HEADS
     n = tl.load(lengths + sequence)
@@ -129,13 +128,13 @@ def _launch_16bit(
     sequences, heads, head_dim = q.shape
     group = heads // cache.kv_heads
     rows = max(16, min(triton.next_power_of_2(group), HEADS_16BIT))
-    pdl = has_pdl(q)
     _decode_kernel[(plan.parts, cache.kv_heads * triton.cdiv(group, rows), sequences)](
         q, cache.k, cache.v, pages.blocks, pages.lengths, out, parts.output, parts.weight, scores[0],
         q.stride(0), pages.blocks.shape[1], plan.parts, scores[1],
         KV_HEADS=cache.kv_heads, GROUP=group, HEAD_DIM=head_dim, DIM=triton.next_power_of_2(head_dim), ROWS=rows,
-        TOKENS=plan.tokens, BLOCK_SIZE=cache.block_size, STAGES=plan.stages, SPLIT=plan.parts > 1, PDL=pdl,
-        num_warps=plan.warps, num_stages=plan.stages, launch_pdl=pdl,
+        TOKENS=plan.tokens, BLOCK_SIZE=cache.block_size, STAGES=plan.stages, SPLIT=plan.parts > 1,
+        PDL=plan.parts > 1 and has_pdl(q),
+        num_warps=plan.warps, num_stages=plan.stages,
     )  # fmt: skip
 
 

@@ -148,19 +148,24 @@ def _step(
 
 
 @triton.jit
-def _load_queries(q, rows, scale, DIM: tl.constexpr, HEAD_DIM: tl.constexpr, WARPS: tl.constexpr, HEADS: tl.constexpr):
+def _load_queries(
+    q, rows, scale, WHOLE: tl.constexpr, DIM: tl.constexpr, HEAD_DIM: tl.constexpr, WARPS: tl.constexpr,
+    HEADS: tl.constexpr,
+):  # fmt: skip
     """Queries as int8 [warp, 16, D] (rows: plane x 8 heads, channels in K's order) and scales [warp, 8] fp32."""
     c, r = tl.arange(0, DIM), tl.arange(0, 16)
     channel = c // 64 * 64 + c // 8 % 4 * 16 + c // 32 % 2 * 8 + c % 8
-    ok = ((r % HEADS) < rows)[:, None] & (channel < HEAD_DIM)[None, :]
-    x = tl.load(q + (r % HEADS)[:, None] * HEAD_DIM + channel[None, :], ok, 0.0).to(tl.float32)
-    x = x * PLANES / tl.maximum(tl.max(tl.abs(x), 1), 1e-20)[:, None]
+    row = tl.arange(0, 8) % HEADS
+    x_at, y_at = (r % HEADS)[:, None] * HEAD_DIM + channel[None, :], row[:, None] * HEAD_DIM + c[None, :]
+    if WHOLE:
+        x, y = tl.load(q + x_at).to(tl.float32), tl.load(q + y_at).to(tl.float32)
+    else:
+        x = tl.load(q + x_at, ((r % HEADS) < rows)[:, None] & (channel < HEAD_DIM)[None, :], 0.0).to(tl.float32)
+        y = tl.load(q + y_at, (row < rows)[:, None] & (c < HEAD_DIM)[None, :], 0.0).to(tl.float32)
+    x = x * (1.0 / tl.maximum(tl.max(tl.abs(x), 1), 1e-20) * PLANES)[:, None]
     x = tl.floor(x + 0.5).to(tl.int32)
     high = (x + 128) >> 8
     codes = tl.where((r // 8)[:, None] == 0, high, x - high * 256).to(tl.int8)
-    row = tl.arange(0, 8) % HEADS
-    ok = (row < rows)[:, None] & (c < HEAD_DIM)[None, :]
-    y = tl.load(q + row[:, None] * HEAD_DIM + c[None, :], ok, 0.0).to(tl.float32)
     largest = tl.maximum(tl.max(tl.abs(y), 1), 1e-20)
     q_scale = tl.broadcast_to((largest * scale / PLANES)[None, :], (WARPS, 8))
     return tl.broadcast_to(codes[None, :, :], (WARPS, 16, DIM)), q_scale
@@ -175,7 +180,6 @@ def _decode_int8_kernel(
 ):  # fmt: skip
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
     part, sequence = tl.program_id(0), tl.program_id(2)
     head, group_at = tl.program_id(1) % KV_HEADS, tl.program_id(1) // KV_HEADS * HEADS
     n = tl.load(lengths + sequence)
@@ -193,7 +197,8 @@ def _decode_int8_kernel(
         k, v, k_scale, v_scale = _load(
             k_cache, v_cache, scales, table, lo, last, head, KV_HEADS, HEAD_DIM, DIM, WARPS, BLOCK_SIZE
         )
-    queries, q_scale = _load_queries(q_from, GROUP - group_at, scale, DIM, HEAD_DIM, WARPS, HEADS)
+    WHOLE: tl.constexpr = GROUP % HEADS == 0 and HEAD_DIM == DIM
+    queries, q_scale = _load_queries(q_from, GROUP - group_at, scale, WHOLE, DIM, HEAD_DIM, WARPS, HEADS)
     most, total = tl.full((WARPS, 8), -1e30, tl.float32), tl.zeros((WARPS, 8), tl.float32)
     acc = tl.zeros((WARPS, DIM, 8), tl.float32)
     if AHEAD:
@@ -246,14 +251,13 @@ def launch_int8(
     sequences, heads, head_dim = q.shape
     group = heads // cache.kv_heads
     rows = 4 if group <= 4 else HEADS_INT8
-    pdl = has_pdl(q)
     _decode_int8_kernel[(plan.parts, cache.kv_heads * triton.cdiv(group, rows), sequences)](
         q, cache.k.view(torch.int32), cache.v.view(torch.int32), cache.scales, pages.blocks, pages.lengths, out,
         parts.output, parts.weight, scores[0], q.stride(0), pages.blocks.shape[1], plan.parts, scores[1],
         KV_HEADS=cache.kv_heads, GROUP=group, HEAD_DIM=head_dim, DIM=triton.next_power_of_2(head_dim), HEADS=rows,
         WARPS=plan.warps, BLOCK_SIZE=cache.block_size, SPLIT=plan.parts > 1, AHEAD=head_dim <= 128,
-        WINDOW=scores[1] < NO_WINDOW, ASSEMBLY=_has_assembly(q), PDL=pdl, num_warps=plan.warps, num_stages=1,
-        launch_pdl=pdl,
+        WINDOW=scores[1] < NO_WINDOW, ASSEMBLY=_has_assembly(q), PDL=plan.parts > 1 and has_pdl(q),
+        num_warps=plan.warps, num_stages=1,
     )  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from quantlab_kernels.decode_parts import NO_WINDOW
 from quantlab_kernels.kv_cache import KVCache, Pages, check_heads, require
+from quantlab_kernels.paged_prefill_hopper import is_known, launch_hopper
 
 # A group must fit the rows of the smallest tile.
 MOST_HEADS = 64
@@ -173,8 +174,11 @@ def paged_prefill(
     require(out.shape == q.shape and out.dtype == q.dtype and out.is_contiguous(), "out must be contiguous, as q else")
     if q.shape[0] == 0:
         return out
-    tile = choose_tile(cache)
     log2_scale = (cache.head_dim**-0.5 if scale is None else scale) * math.log2(math.e)
+    if is_known(q, cache):
+        launch_hopper(q, cache, pages, (chunks.starts, chunks.longest), (log2_scale, window or NO_WINDOW), out)
+        return out
+    tile = choose_tile(cache)
     sequences = pages.lengths.shape[0]
     scales = cache.k if cache.scales is None else cache.scales
     _prefill_kernel[(cache.kv_heads, triton.cdiv(chunks.longest, tile.rows // group), sequences)](
