@@ -20,12 +20,6 @@ from quantlab.eval.options import ProtocolName
 from quantlab.eval.result import Protocol
 from quantlab.text import Tokenizer
 
-MEANINGS = {
-    "name": "the protocol", "text": "the text", "tokenizer": "the tokenizer", "bos": "the tokens before the text",
-    "window": "the window", "tokens": "the number of tokens", "words": "the number of words",
-    "bytes": "the number of bytes", "dtype": "the dtype", "digest": "the digest",
-}  # fmt: skip
-
 
 @dataclass(frozen=True, slots=True)
 class Windows:
@@ -83,17 +77,6 @@ def make_windows(text: str, tokenizer: Tokenizer, cut: Cut, where: str) -> Windo
         "dtype": cut.dtype,
     }
     return Windows(Protocol.model_validate({**facts, "digest": digest(facts)}), rows)
-
-
-def check_comparable(one: Protocol, other: Protocol) -> None:
-    """Raises UsageError, naming what differs, unless both were measured by the same protocol on the same text."""
-    if one.digest == other.digest:
-        return
-    fields = [name for name in MEANINGS if name != "digest" and getattr(one, name) != getattr(other, name)]
-    if "tokenizer" in fields:
-        message = "the two models do not share a tokenizer, so their figures cannot be compared"
-        raise UsageError(message, fix="copy the baseline's tokenizer files into the candidate's folder, if they belong")
-    raise UsageError(f"measured by different protocols: {', '.join(MEANINGS[name] for name in fields)} differ")
 
 
 def count_words(text: str) -> int:

@@ -48,7 +48,8 @@ def test_example_works(example: str, cli: Any, here: Path, books_5m: Path) -> No
     for name in ("Llama-3.2-1B", "Llama-3.2-1B-w4a16"):
         shutil.copytree(books_5m, here / name)
     (here / "notes.txt").write_text("Call me what you like. " * 40)
-    write_reports(sample_report(), here / "evaluation")
+    for name in ("evaluation", "evaluation-before"):
+        write_reports(sample_report(), here / name)
     (here / "gate.yaml").write_text("require:\n  - {metric: kl.mean, max: 0.5}\n")
     (here / "my.yaml").write_text("passes:\n  - pass: rtn\n")
     words = shlex.split(example.split(" > ")[0])

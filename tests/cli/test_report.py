@@ -84,3 +84,15 @@ def test_a_result_is_rendered_without_the_heavy_libraries(folder: Path, reposito
         [sys.executable, "-c", code], env={**os.environ, **paths}, capture_output=True, text=True, check=True
     )
     assert done.stdout.splitlines()[-1] == "0 []"
+
+
+def test_an_earlier_result_is_shown_beside(cli: Any, folder: Path, here: Path) -> None:
+    ran = cli("report", folder, "--against", folder)
+    assert ran.code == 0
+    assert "before" in ran.out and "+0.000" in ran.out
+    other = json.loads((folder / RESULT).read_text())
+    other["texts"][0]["protocol"]["dtype"] = "float64"
+    (here / "other.json").write_text(json.dumps(other))
+    refused = cli("report", folder, "--against", "other.json", "--out", here / "pages")
+    assert refused.code == 2 and len(refused.lines) == 1 and "never compared; different: the dtype" in refused.err
+    assert not (here / "pages").exists()

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 
 from quantlab.errors import TextError, UsageError
 from quantlab.eval.options import ProtocolName
-from quantlab.eval.protocol import Cut, Windows, check_comparable, count_words, make_windows, tokenizer_digest
+from quantlab.eval.protocol import Cut, Windows, count_words, make_windows, tokenizer_digest
 from quantlab.text import Tokenizer
 
 TEXT = "It was the best of times, it was the worst of times: caf\u00e9s and \u4e2d\u6587. " * 40
@@ -107,15 +107,6 @@ def test_anything_that_changes_the_scores_changes_the_digest(books_tokenizer: To
     ]
     assert len({protocol.digest for protocol in protocols}) == len(protocols)
     assert windows_of(books_tokenizer, cut()).protocol == protocols[0]
-
-
-def test_runs_of_different_protocols_are_not_compared(books_tokenizer: Tokenizer) -> None:
-    one = windows_of(books_tokenizer, cut()).protocol
-    check_comparable(one, windows_of(books_tokenizer, cut()).protocol)
-    with pytest.raises(UsageError, match="the protocol, the tokens before the text, the number of tokens"):
-        check_comparable(one, windows_of(books_tokenizer, cut("rolling")).protocol)
-    with pytest.raises(UsageError, match="different protocols: the dtype differ"):
-        check_comparable(one, windows_of(books_tokenizer, replace(cut(), dtype="bfloat16")).protocol)
 
 
 def test_a_tokenizer_is_known_by_what_it_does(books_5m: Path, books_tokenizer: Tokenizer, with_bos: Tokenizer) -> None:
