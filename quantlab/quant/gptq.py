@@ -20,6 +20,9 @@ from quantlab.schemes import Scheme
 MAX_RETRIES = 12
 # Columns between two matrix products: few enough that what they share stays in the cache.
 BLOCK = 32
+# Lengths of products are rounded up to this many columns: the CPU library compiles and keeps code for every shape it
+# meets, which came to half a gigabyte where each block had a length of its own.
+FEW_SHAPES = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +73,12 @@ def solve(
     wt = w.t()[order]
     st = spread_groups(scales, w.shape[1]).t()[order]
     zt = None if zeros is None else spread_groups(zeros, w.shape[1]).t()[order]
-    errors, codes = torch.empty_like(wt), torch.empty_like(wt)
+    errors, codes = torch.zeros_like(wt), torch.empty_like(wt)
     for stop in range(len(wt), 0, -block_size):
         span = slice(max(0, stop - block_size), stop)
         feedback = upper[span] / upper.diagonal()[span, None]
-        target = torch.addmm(wt[span], feedback[:, stop:], errors[stop:])
+        heard = slice(stop // FEW_SHAPES * FEW_SHAPES, None)  # from `stop` on; errors in front of it are still zero
+        target = torch.addmm(wt[span], feedback[:, heard], errors[heard])
         grid = (st[span], None if zt is None else zt[span])
         _solve_block(wt[span], target, grid, feedback[:, span], (codes[span], errors[span]), scheme)
     out = torch.empty(codes.shape, dtype=torch.int8, device=w.device)
