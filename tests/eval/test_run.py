@@ -215,3 +215,18 @@ def test_progress_of_both_models_is_told(options: EvalOptions) -> None:
     assert list(dict.fromkeys(step.stage for step in steps)) == ["baseline bundled", "candidate bundled"]
     assert all(step.steps == TOKENS // WINDOW for step in steps)
     assert sum(step.step == step.steps for step in steps) == 2
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("scheme", ["int4_model", "int8_model"])
+def test_a_gpu_gives_the_figures_of_a_cpu(scheme: str, options: EvalOptions, request: pytest.FixtureRequest) -> None:
+    here = replace(options, candidate=request.getfixturevalue(scheme))
+    cpu, gpu, again = (run(replace(here, device=device)) for device in ("cpu", "cuda", "cuda"))
+    assert (gpu.baseline_from_cache, again.baseline_from_cache) == (False, True)
+    assert gpu.texts == again.texts
+    for one, other in zip(cpu.texts, gpu.texts, strict=True):
+        assert one.protocol == other.protocol
+        assert other.baseline_perplexity.value == pytest.approx(one.baseline_perplexity.value, rel=1e-4)
+        assert other.log_ratio.value == pytest.approx(one.log_ratio.value, abs=2e-3)
+        assert other.kl.mean.value == pytest.approx(one.kl.mean.value, rel=0.05)
+        assert other.agreement.value == pytest.approx(one.agreement.value, abs=0.01)
