@@ -106,13 +106,9 @@ def paged_decode(
     require(out.shape == q.shape and out.dtype == q.dtype and out.is_contiguous(), "out must be contiguous, as q else")
     if sequences == 0:
         return out
-    group = heads // cache.kv_heads
-    tiles = triton.cdiv(group, HEADS_INT8 if cache.is_int8 else HEADS_16BIT)
-    pairs = sequences * cache.kv_heads
     if plan is None:
-        choose = plan_int8 if cache.is_int8 else plan_16bit
-        tokens = min(pages.max_length, window or NO_WINDOW)
-        plan = choose(pairs * tiles, tokens, cache.head_dim, _processors(q))
+        plan = choose_plan(q, cache, sequences, pages.max_length, window)
+    pairs, group = sequences * cache.kv_heads, heads // cache.kv_heads
     parts = empty_parts(pairs, plan.parts, group, cache.head_dim, q) if plan.parts > 1 else Parts(out, out)
     log2_scale = (cache.head_dim**-0.5 if scale is None else scale) * math.log2(math.e)
     launch = launch_int8 if cache.is_int8 else _launch_16bit
@@ -120,6 +116,14 @@ def paged_decode(
     if plan.parts > 1:
         launch_merge(parts, out)
     return out
+
+
+def choose_plan(q: Tensor, cache: KVCache, sequences: int, tokens: int, window: int | None) -> Plan:
+    """The grid for a step of `sequences` that have `tokens` each at most. q: [T, H, D] of the same model."""
+    tiles = triton.cdiv(q.shape[1] // cache.kv_heads, HEADS_INT8 if cache.is_int8 else HEADS_16BIT)
+    choose = plan_int8 if cache.is_int8 else plan_16bit
+    reach = min(tokens, window or NO_WINDOW)
+    return choose(sequences * cache.kv_heads * tiles, reach, cache.head_dim, _processors(q))
 
 
 def _launch_16bit(
