@@ -83,6 +83,7 @@ class Pages:
         require(self.blocks.dtype == self.lengths.dtype == torch.int32, "blocks and lengths must be int32")
         require(self.blocks.dim() == 2 and self.lengths.shape == self.blocks.shape[:1], "blocks [S, n], lengths [S]")
         require(self.blocks.is_contiguous() and self.lengths.is_contiguous(), "blocks and lengths must be contiguous")
+        require(self.blocks.device == self.lengths.device, "blocks and lengths must be on one device")
 
 
 @dataclass(frozen=True, slots=True)
