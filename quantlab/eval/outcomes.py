@@ -17,6 +17,7 @@ from quantlab.eval.statistics import (
 )
 
 SHOWN_FLIPS = 20
+SHOWN_CHARS = 240
 POWER = 0.8
 ItemDigest = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 
@@ -24,7 +25,8 @@ ItemDigest = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 class TaskOutcome(Strict):
     """One model on the items of one task, in the order of its file: entry i of each tuple is about item i.
 
-    `items` are digests of everything that was asked, `prompts` and `answers` what to show of it.
+    `items` are digests of everything that was asked, `answers` what was chosen or written, `prompts` the ends of the
+    prompts.
     """
 
     task: str
@@ -82,10 +84,18 @@ def _flips(baseline: TaskOutcome, candidate: TaskOutcome) -> tuple[Flip, ...]:
     return tuple(
         Flip(
             index=index,
-            prompt=baseline.prompts[index],
-            baseline=baseline.answers[index],
-            candidate=candidate.answers[index],
+            prompt=_end(baseline.prompts[index]),
+            baseline=_start(baseline.answers[index]),
+            candidate=_start(candidate.answers[index]),
             was_right=baseline.right[index] == 1,
         )
         for index in changed[:SHOWN_FLIPS]
     )
+
+
+def _start(text: str) -> str:
+    return text if len(text) <= SHOWN_CHARS else text[: SHOWN_CHARS - 3] + "..."
+
+
+def _end(text: str) -> str:
+    return text if len(text) <= SHOWN_CHARS else "..." + text[3 - SHOWN_CHARS :]

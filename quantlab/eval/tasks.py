@@ -17,7 +17,7 @@ from quantlab.eval.task_set import PreparedTask, TaskSet
 from quantlab.models.decoder import CausalLM
 from quantlab.text import Tokenizer
 
-SHOWN_CHARS = 240
+PROMPT_CHARS = 1000  # kept of each prompt, its end: few-shot examples would fill the cache
 
 
 def run_tasks(
@@ -52,7 +52,7 @@ def _outcome(task: PreparedTask, adapter: HarnessModel) -> TaskOutcome:
     for item in task.items:
         responses = [instance.filtered_resps[answer_filter.name] for instance in item]
         right.append(_score(task, item[0].doc, responses))
-        answers.append(_shown(_answer(task, item, responses, adapter)))
+        answers.append(_answer(task, item, responses, adapter))
     return TaskOutcome(
         task=task.name,
         metric=task.metric,
@@ -60,7 +60,7 @@ def _outcome(task: PreparedTask, adapter: HarnessModel) -> TaskOutcome:
         items=task.digests,
         right=tuple(right),
         answers=tuple(answers),
-        prompts=tuple(_shown(str(item[0].args[0]), keep_end=True) for item in task.items),
+        prompts=tuple(str(item[0].args[0])[-PROMPT_CHARS:] for item in task.items),
     )
 
 
@@ -85,10 +85,3 @@ def _answer(task: PreparedTask, item: Sequence[Instance], responses: Sequence[An
     if task.metric == "acc_mutual_info":
         logprobs = logprobs - numpy.array([response[0] for response in responses[len(choices) :]])
     return str(choices[int(numpy.argmax(logprobs / numpy.array(lengths.get(task.metric, [1] * len(choices)))))])
-
-
-def _shown(text: str, keep_end: bool = False) -> str:
-    """`text` cut to a length for reading."""
-    if len(text) <= SHOWN_CHARS:
-        return text
-    return "..." + text[3 - SHOWN_CHARS :] if keep_end else text[: SHOWN_CHARS - 3] + "..."

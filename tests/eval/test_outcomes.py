@@ -5,7 +5,7 @@ import hashlib
 import pytest
 from pydantic import ValidationError
 
-from quantlab.eval.outcomes import SHOWN_FLIPS, TaskOutcome, compare_tasks, task_noise
+from quantlab.eval.outcomes import SHOWN_CHARS, SHOWN_FLIPS, TaskOutcome, compare_tasks, task_noise
 from quantlab.eval.statistics import difference_interval, mcnemar_worse, smallest_drop
 
 
@@ -44,6 +44,17 @@ def test_answers_change_without_being_right():
 def test_a_flip_shows_the_question_and_both_answers():
     (flip,) = compare_tasks(outcome("110", "abc"), outcome("100", "axc"), 0.05).flips
     assert (flip.index, flip.prompt, flip.baseline, flip.candidate, flip.was_right) == (1, "question 1", "b", "x", True)
+
+
+def test_long_texts_are_cut_where_they_are_shown_and_compared_whole():
+    long = outcome("1").model_copy(update={"answers": ("a" * 500 + "b",), "prompts": ("p" * 500 + "?",)})
+    other = long.model_copy(update={"answers": ("a" * 500 + "c",), "right": (0,)})
+    found = compare_tasks(long, other, 0.05)
+    assert found.answers_changed == 1
+    (flip,) = found.flips
+    assert {len(text) for text in (flip.prompt, flip.baseline, flip.candidate)} == {SHOWN_CHARS}
+    assert flip.prompt.startswith("...p") and flip.prompt.endswith("p?")
+    assert flip.baseline.startswith("aa") and flip.baseline.endswith("a...")
 
 
 def test_only_the_first_flips_are_kept():

@@ -13,7 +13,7 @@ from quantlab.errors import NumericsError, UsageError
 from quantlab.eval.harness import HarnessModel
 from quantlab.eval.outcomes import TaskOutcome
 from quantlab.eval.task_set import TaskRequest, TaskSet, load_tasks, quiet_libraries
-from quantlab.eval.tasks import SHOWN_CHARS, run_tasks
+from quantlab.eval.tasks import PROMPT_CHARS, run_tasks
 
 BASE = """\
 task: quiz
@@ -143,9 +143,17 @@ def test_logits_that_are_not_numbers_are_an_error(books_5m, books_tokenizer, tas
         run(load_tasks(TaskRequest(("piqa",), task_dir)), broken, books_tokenizer)
 
 
-def test_long_prompts_are_shown_by_their_end(books_model, books_tokenizer, tmp_path):
-    items = [{"q": "word " * 200 + "end?", "choices": ["a", "b" * 400], "gold": 0}]
+def test_choices_that_begin_alike_are_different_answers(books_model, books_tokenizer, tmp_path):
+    start = "the same words " * 30
+    item = {"q": "He said", "choices": [start + "here", start + "there"], "gold": 0}
+    tasks = quiz(tmp_path, MANY + ACC, [item, {**item, "choices": item["choices"][::-1]}])
+    first, second = run(tasks, books_model, books_tokenizer)["quiz"].answers
+    assert first == second
+    assert first in item["choices"]
+
+
+def test_of_long_prompts_the_end_is_kept(books_model, books_tokenizer, tmp_path):
+    items = [{"q": "word " * 400 + "end?", "choices": ["a", "b"], "gold": 0}]
     found = run(quiz(tmp_path, MANY + ACC, items), books_model, books_tokenizer)["quiz"]
-    assert len(found.prompts[0]) == SHOWN_CHARS
-    assert found.prompts[0].startswith("...")
+    assert len(found.prompts[0]) == PROMPT_CHARS
     assert found.prompts[0].endswith("word end?")
