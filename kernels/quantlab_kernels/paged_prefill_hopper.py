@@ -126,7 +126,7 @@ def _advance(
     scores = warpgroup_mma_wait(1, deps=[scores])
     mbarrier.arrive(k_empty.index(k_stage), count=1)
     x, most, total, shrink = _softmax(scores, most, total, scale, first, position, window, KEYS, MASK, WINDOW, S_LAYOUT)
-    # The weights are operand A of the product in flight: they live until it ends.
+    # Until here p's registers, operand A of the product in flight, may not be written (seen in the machine code).
     acc = warpgroup_mma_wait(0, deps=[acc])
     mbarrier.arrive(v_empty.index(stage), count=1)
     shrink = gl.convert_layout(shrink, gl.SliceLayout(1, O_LAYOUT))
