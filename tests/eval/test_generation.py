@@ -42,6 +42,12 @@ def test_continuations_are_those_of_transformers(model, prompts, books_5m):
         assert found == wanted[0, len(prompt) :].tolist()
 
 
+@pytest.mark.gpu
+def test_a_gpu_writes_what_the_cpu_writes(model, prompts, books_5m):
+    there = generate(load_model(books_5m, torch.float32, "cuda"), prompts, NEW_TOKENS, endless)
+    assert there == generate(model, prompts, NEW_TOKENS, endless)
+
+
 def test_a_row_ends_when_it_is_finished_and_others_go_on(model, prompts):
     whole = generate(model, prompts, NEW_TOKENS, endless)
     stop = whole[0][2]

@@ -75,6 +75,14 @@ def test_scores_are_those_of_each_sequence_alone(name, batch_size, request):
         assert found.likeliest == likeliest
 
 
+@pytest.mark.gpu
+def test_a_gpu_scores_as_the_cpu_does(model, books_5m):
+    asked = questions(8192)
+    there = score(load_model(books_5m, torch.float32, "cuda"), asked, 16, 512, quiet)
+    for here, found in zip(score(model, asked, 16, 512, quiet), there, strict=True):
+        assert found.logprob == pytest.approx(here.logprob, abs=1e-2)
+
+
 def test_a_long_sequence_loses_its_beginning(model):
     tokens = questions(8192, 1)[0].context * 3
     short, whole = score(model, [Request(tokens[-9:-2], tokens[-2:]), Request(tokens[:-2], tokens[-2:])], 4, 8, quiet)
