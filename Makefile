@@ -6,7 +6,7 @@ ARGS   ?=
 BIN    := $(VENV)/bin
 RUN    := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} HF_HUB_OFFLINE=$${HF_HUB_OFFLINE:-1} HF_HUB_DISABLE_TELEMETRY=1 PYTHONPATH=.:kernels $(BIN)/python
 
-.PHONY: help demo test test-all check fmt bench-quality bench-speed bench-memory bench-resume clean
+.PHONY: help demo test test-all check fmt bench-quality bench-speed bench-memory bench-resume bench-kernels test-gpu clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' Makefile
@@ -26,6 +26,9 @@ test: $(VENV)/.installed  ## run the suite (CPU, offline)
 
 test-all: $(VENV)/.installed  ## the suite with the tests that need a GPU
 	OMP_NUM_THREADS=2 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q $(ARGS)
+
+test-gpu: $(VENV)/.installed  ## the kernel suite on the GPU that is here
+	$(RUN) -m pytest -q --confcutdir=tests/kernels -m "not slow" tests/kernels $(ARGS)
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
@@ -49,6 +52,9 @@ bench-memory: $(VENV)/.installed  ## peak memory on a 3 GB random checkpoint aga
 
 bench-resume: $(VENV)/.installed  ## kill at random points, resume, compare every file
 	$(RUN) -m quantlab.bench.resume $(ARGS)
+
+bench-kernels: $(VENV)/.installed  ## W4A16 linears on this GPU against cuBLAS and their floor (ARGS=--help)
+	$(RUN) -m quantlab.bench.kernels_w4a16 $(ARGS)
 
 clean:  ## remove what the targets made, the environment included
 	rm -rf $(VENV) build dist work .pytest_cache .mypy_cache .ruff_cache .hypothesis

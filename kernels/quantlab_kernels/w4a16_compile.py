@@ -41,8 +41,8 @@ class OfflineDriver:
         self.target = GPUTarget("cuda", capability, 32)
 
     def get_current_device(self) -> int:
-        """The only device."""
-        return 0
+        """A number for each kind of GPU, since Triton asks for the target of a device only once."""
+        return int(self.target.arch)
 
     def get_current_stream(self, device: int = 0) -> int:
         """The default stream."""

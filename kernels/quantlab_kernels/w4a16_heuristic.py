@@ -14,6 +14,7 @@ MOST_SPLITS = 8
 # Tiles for more than 192 tokens, and microseconds that one takes on 4096 columns.
 LARGE_TILES = (
     (GluonTile(8, 1, 256, 0, 2, 1, 1), 42.0),
+    (GluonTile(8, 1, 128, 64, 2, 1, 1), 34.5),
     (GluonTile(8, 2, 128, 0, 2, 1, 1), 42.5),
     (GluonTile(8, 1, 128, 0, 2, 1, 1), 24.0),
     (GluonTile(4, 1, 128, 0, 2, 1, 2), 24.5),

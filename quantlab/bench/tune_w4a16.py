@@ -16,7 +16,7 @@ from torch import Tensor
 from quantlab.bench.gpu_timing import copies_to_stay_cold, graph_time, relative_rmse
 from quantlab_kernels.layout import QuantizedWeight
 from quantlab_kernels.ref import dequantize
-from quantlab_kernels.w4a16 import launch
+from quantlab_kernels.w4a16 import run
 from quantlab_kernels.w4a16_layout import W4A16Weight, to_kernel
 from quantlab_kernels.w4a16_tiles import DecodeTile, GluonTile, Tile, tile_to_json
 
@@ -99,11 +99,14 @@ def _gluon_candidates(tile: GluonTile, rows: int, columns: int, tokens: int, pro
         yield replace(tile, split=split)
 
 
-def error_of(layer: Layer, x: Tensor, reference: Tensor, tile: Tile) -> float:
-    """Relative RMSE of a tile; raises RuntimeError if it is too large, or if a second run gives other bits."""
+def error_of(layer: Layer, x: Tensor, reference: Tensor, tile: Tile | None) -> float:
+    """Relative RMSE with a tile, or as linears run.
+
+    Raises RuntimeError if it is too large, or if a second run gives other bits.
+    """
     outs = [torch.full_like(reference, math.nan, dtype=x.dtype) for _ in range(2)]
     for out in outs:
-        launch(x, layer.weights[0], None, out, tile, early=True)
+        run(x, layer.weights[0], None, out, tile, early=True)
     torch.cuda.synchronize()
     error = relative_rmse(outs[0], reference)
     if not error < TOLERANCE[x.dtype]:
@@ -113,11 +116,11 @@ def error_of(layer: Layer, x: Tensor, reference: Tensor, tile: Tile) -> float:
     return error
 
 
-def time_of(layer: Layer, x: Tensor, tile: Tile, launches: int = 48, replays: int = 5, early: bool = True) -> float:
-    """Microseconds of one product."""
+def time_of(layer: Layer, x: Tensor, tile: Tile | None, launches: int = 48, early: bool = True) -> float:
+    """Microseconds of one product with a tile, or as linears run it."""
     out = torch.empty(x.shape[0], layer.dense.shape[0], dtype=x.dtype, device=x.device)
     weights = layer.weights
-    return graph_time(lambda i: launch(x, weights[i], None, out, tile, early), len(weights), launches, replays).median
+    return graph_time(lambda i: run(x, weights[i], None, out, tile, early), len(weights), launches).median
 
 
 def tune_layer(layer: Layer, tokens: int, processors: int) -> Tile:
