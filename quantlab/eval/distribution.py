@@ -16,7 +16,7 @@ from quantlab.eval.statistics import mean_of_clusters
 
 KL_DECADES = (-7, 2)  # below 1e-7 nats lies what fp32 cannot tell from nothing; above 100 lies one bin
 BINS_A_DECADE = 4
-MAX_NATS = 690.0  # exp of more is beyond what a result file may hold; a model that bad is broken anyway
+MAX_NATS = 200.0  # exp of more, times its error, is beyond what a result file holds; so bad a model is broken anyway
 
 
 def text_result(name: str, protocol: Protocol, scores: TokenScores, lengths: Sequence[int]) -> TextResult:

@@ -125,7 +125,7 @@ def test_noise_is_told_as_magnitudes() -> None:
 
 
 def test_a_broken_candidate_still_gives_numbers_that_a_file_may_hold() -> None:
-    worst = scores_of([1.0, 1.0], [9000.0, 9000.0], [8000.0, 8000.0])
+    worst = scores_of([1.0, 1.0], [9000.0, 60000.0], [8000.0, 50000.0])
     result = text_result("a", protocol("rolling-4", tokens=2), worst, [1, 1])
-    assert math.isfinite(result.perplexity.value) and result.perplexity.value > 1e290
+    assert math.isfinite(result.perplexity.value) and result.perplexity.value > 1e80
     assert result.word_perplexity is not None and math.isfinite(result.word_perplexity)
