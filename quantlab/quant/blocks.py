@@ -55,7 +55,7 @@ def quantize_blocks(setup: Setup, journal: Journal, clock: StageClock) -> list[s
         streams = start_streams(setup)
     for layer, step in enumerate(steps):
         started = time.perf_counter()
-        task = _task(setup, layer)
+        task = _task(setup, layer, streams is not None and streams.exact is not None)
         if step in journal.entries:
             with clock.stage("replay"):
                 _replay(task, streams, Parts(journal, [step]))
@@ -108,14 +108,15 @@ def _trained(setup: Setup) -> bool:
     return any(isinstance(p, Rounding) for p in setup.options.recipe.passes)
 
 
-def _task(setup: Setup, layer: int) -> BlockTask:
+def _task(setup: Setup, layer: int, compared: bool) -> BlockTask:
+    """The block to quantize, and with `compared` its 16-bit twin, which shares what is not changed."""
     prefix = block_prefix(layer)
     reader = TensorReader(setup.checkpoint)
     weights = {name: reader.tensor(prefix + name) for name in block_tensor_shapes(setup.config)}
     place = setup.place
-    exact = build_block(setup.config, layer, weights, place.compute, place.device)
-    shared = dict(exact.state_dict())
-    block = build_block(setup.config, layer, shared, place.compute, place.device)
+    block = build_block(setup.config, layer, weights, place.compute, place.device)
+    shared = dict(block.state_dict())
+    exact = build_block(setup.config, layer, shared, place.compute, place.device) if compared else None
     names = block_linear_shapes(setup.config)
     return BlockTask(
         config=setup.config,

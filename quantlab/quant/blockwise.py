@@ -13,6 +13,7 @@ from quantlab.errors import SolveError
 from quantlab.events import ModuleDone, Notice
 from quantlab.models.naming import INPUT_GROUPS, block_prefix
 from quantlab.quant.block_task import BlockTask, group_rows, install, weight_of
+from quantlab.quant.device import release_freed_memory
 from quantlab.quant.fold_search import FOLD_SOURCES, Fold, apply_fold, find_fold
 from quantlab.quant.report import ModuleRow
 from quantlab.quant.solver import HeldOut, Problem, Solution, better_rows, plain_rounding, solve_problem
@@ -68,6 +69,7 @@ def quantize_block(task: BlockTask, streams: Streams | None) -> None:
 
 def _quantize_group(task: BlockTask, streams: Streams | None, stage: int, scheme: Scheme) -> None:
     started = time.perf_counter()
+    release_freed_memory()
     names = INPUT_GROUPS[stage]
     w = torch.cat([weight_of(task.block.get_submodule(name)).float() for name in names])
     problem, moments, held_out = Problem(w, scheme, task.scale_dtype), None, None

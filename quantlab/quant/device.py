@@ -3,6 +3,8 @@
 Knows nothing about models. Weights and their solvers are always fp32; only forward passes use the compute dtype.
 """
 
+import ctypes
+import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -34,3 +36,14 @@ def choose_place(device: str, stored: torch.dtype) -> Place:
     place = find_device(device)
     bf16 = stored == torch.bfloat16 and multiplies_bf16(place)
     return Place(place, torch.bfloat16 if bf16 else torch.float32)
+
+
+def release_freed_memory() -> None:
+    """Gives memory that was freed back to the system, where the C library keeps it (glibc); does nothing elsewhere.
+
+    Between two groups of linears that is as much as a whole group's solve needs.
+    """
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)

@@ -16,7 +16,7 @@ from quantlab.checkpoint.schema import quantization_config
 from quantlab.errors import RecipeError
 from quantlab.models.config import ModelConfig
 from quantlab.models.naming import INPUT_GROUPS, block_prefix, linear_shapes, tensor_shapes
-from quantlab.quant.estimate import MemoryItem, flops, memory, parameters, seconds, total
+from quantlab.quant.estimate import MemoryItem, flops, memory, parameters, seconds, solver_samples, total
 from quantlab.quant.options import DEFAULT_SAMPLES, QuantizeOptions
 from quantlab.quant.patterns import matching
 from quantlab.recipe import Override, Recipe
@@ -84,7 +84,9 @@ def make_plan(checkpoint: HFCheckpoint, config: ModelConfig, recipe: Recipe, opt
     tokens = calibration_tokens(options)
     gpu = options.device.startswith("cuda") or (options.device == "auto" and has_gpu())
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    work = flops(config, recipe, tokens, options.calibration.seq_len)
+    seq_len = options.calibration.seq_len
+    seen = solver_samples(recipe, max(1, tokens // seq_len), gpu)
+    work = flops(config, recipe, seen, seq_len, gpu)
     return Plan(
         architecture=config.architecture,
         parameters=parameters(config),
@@ -94,7 +96,7 @@ def make_plan(checkpoint: HFCheckpoint, config: ModelConfig, recipe: Recipe, opt
         source_bytes=_source_bytes(checkpoint),
         bits_per_weight=_bits(modules),
         tokens=tokens,
-        memory=memory(config, recipe, tokens),
+        memory=memory(config, recipe, seen, seq_len),
         seconds=seconds(work, cores, gpu),
         machine="one GPU" if gpu else f"{cores} CPU cores",
         problems=assignment.problems,

@@ -60,7 +60,7 @@ class Stream:
         """The buffer seen as the inputs of a group: [S, T, features]; it grows to the widest group."""
         shape = (*self.x.shape[:2], features)
         if self._buffer.numel() < math.prod(shape):
-            self._buffer = self.x.new_empty(0, dtype=self._buffer.dtype)  # the old one goes before the new one comes
+            self.inputs = self._buffer = self.x.new_empty(0)  # the old one goes before the new one comes
             self._buffer = self.x.new_empty(math.prod(shape), dtype=self.place.compute)
         return self._buffer[: math.prod(shape)].view(shape)
 
