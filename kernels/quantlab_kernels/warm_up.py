@@ -51,8 +51,8 @@ def compilations() -> Iterator[list[str]]:
 
 
 def _kind(weight: W4A16Weight, bias: Tensor | None, tile: Tile) -> tuple[Any, ...]:
-    """What tells two launches' kernels apart: their constants, and what Triton looks at in sizes (1, or 16 divides)."""
-    sizes = (weight.out_features % 16 == 0, weight.out_features == 1, weight.in_features % 16 == 0)
+    """What tells two launches' kernels apart: their constants, and what Triton or a launch looks at in sizes."""
+    sizes = (weight.out_features % 16 == 0, min(weight.out_features, 128), weight.in_features % 16 == 0)
     whole = weight.in_features % 2048  # in the mma.sync kernel the warps of a program may divide K evenly or not
     flags = (weight.zeros is None, bias is None, weight.group_size, weight.dtype, weight.words.device)
     return (tile, *sizes, whole, *flags)

@@ -5,6 +5,8 @@ from itertools import product
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 
 from quantlab.bench.gpu_timing import relative_rmse
 from quantlab_kernels import ref
@@ -12,6 +14,7 @@ from quantlab_kernels.w4a16 import choose_tile, launch, programmatic, supported_
 from quantlab_kernels.w4a16_compile import Product, compile_in_parallel
 from quantlab_kernels.w4a16_layout import kernel_group_size, to_kernel
 from quantlab_kernels.w4a16_tiles import DecodeTile, GluonTile, PlainTile, Tile
+from quantlab_kernels.w4a16_unpack import minus_8
 from tests.kernels.w4a16_cases import TOLERANCE, Linear
 
 GPU = torch.cuda.is_available()
@@ -121,6 +124,25 @@ def test_a_linear_keeps_the_leading_shape_and_matches_the_reference():
     y = w4a16_linear(x.view(2, 3, 256), to_kernel(q, x.dtype), bias)
     assert y.shape == (2, 3, 100)
     assert relative_rmse(y, ref.w4a16_linear(x.view(2, 3, 256), q, bias)) < TOLERANCE[x.dtype]
+
+
+@triton.jit
+def minus_8_kernel(scales, out, COUNT: tl.constexpr):
+    at = tl.arange(0, COUNT)
+    tl.store(out + at, minus_8(tl.load(scales + at)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_minus_eight_scales_are_exact_or_rounded_to_nothing(dtype):
+    bits = torch.arange(-32768, 32768, dtype=torch.int16)
+    scales = bits.view(dtype)[torch.isfinite(bits.view(dtype))]
+    scales = torch.cat((scales, torch.zeros(65536 - scales.numel(), dtype=dtype))).to(DEVICE)
+    out = torch.full_like(scales, float("nan"))
+    minus_8_kernel[(1,)](scales, out, 65536, enable_fp_fusion=True)
+    exact = scales.double() * -(2.0 ** (-130 if dtype == torch.bfloat16 else -21))
+    smallest = torch.finfo(dtype).smallest_normal
+    assert torch.equal(out.double()[exact.abs() >= smallest], exact[exact.abs() >= smallest])
+    assert (out.double() - exact).abs().max() <= smallest
 
 
 def test_no_tokens_give_no_rows():

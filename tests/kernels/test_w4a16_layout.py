@@ -16,7 +16,8 @@ def weight(rows: int, columns: int, group: int, zeros: bool, dtype: torch.dtype,
     groups = (rows, columns // group)
     codes = torch.randint(-8, 8, (rows, columns), dtype=torch.int8)
     offsets = torch.randint(-8, 8, groups, dtype=torch.int8) if zeros else None
-    return QuantizedWeight(codes, ((torch.rand(groups) + 0.5) * size).to(dtype), offsets, group)
+    signs = torch.randint(0, 2, groups) * 2 - 1
+    return QuantizedWeight(codes, (signs * (torch.rand(groups) + 0.5) * size).to(dtype), offsets, group)
 
 
 @settings(max_examples=40, deadline=None)

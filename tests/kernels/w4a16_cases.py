@@ -29,6 +29,7 @@ class Linear:
         groups = (self.rows, self.columns // self.group)
         codes = torch.randint(-8, 8, (self.rows, self.columns), dtype=torch.int8, device=device)
         scales = ((torch.rand(groups, device=device) + 0.5) / self.columns**0.5).to(self.dtype)
+        scales[torch.rand(groups, device=device) < 0.3] *= -1  # the solver writes such scales, too
         zeros = torch.randint(-8, 8, groups, dtype=torch.int8, device=device) if self.zeros else None
         q = QuantizedWeight(codes, scales, zeros, self.group)
         x = torch.randn(self.tokens, self.columns, device=device).to(self.dtype)
