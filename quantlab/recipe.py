@@ -31,8 +31,9 @@ class Rtn(Strict):
 class Gptq(Strict):
     """Column-by-column rounding that feeds each column's error to the next, on the inputs' Hessian.
 
-    Always true sequential: each group of linears is solved on the inputs that those solved before it give. A CPU shows
-    the solver at most `cpu_samples` samples, the rest serve later passes.
+    Always true sequential: each group of linears is solved on the inputs that those solved before it give. The way to
+    the 16-bit outputs (`target_correction`) is measured on `correction_share` of the samples. A CPU shows the solver at
+    most `cpu_samples` samples, the rest serve later passes.
     """
 
     kind: Literal["gptq"] = Field("gptq", alias="pass")
@@ -42,7 +43,7 @@ class Gptq(Strict):
     activation_order: bool = True
     descent_rounds: Annotated[int, Field(ge=0, le=64)] = 0
     target_correction: Fraction = 0.0
-    correction_share: Fraction = 0.5
+    correction_share: Fraction = 0.375
     cpu_samples: Annotated[int, Field(ge=2, le=1_000_000)] | None = None
 
 

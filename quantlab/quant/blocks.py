@@ -25,7 +25,7 @@ from quantlab.quant.stages import Stream
 from quantlab.recipe import Gptq, Rounding
 
 # Samples, at least, on which the 16-bit model runs beside the quantized one.
-COMPARED = 32
+COMPARED = 24
 
 
 class StageClock(Protocol):

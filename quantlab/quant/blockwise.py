@@ -17,7 +17,7 @@ from quantlab.quant.device import release_freed_memory
 from quantlab.quant.fold_search import FOLD_SOURCES, Fold, apply_fold, find_fold
 from quantlab.quant.report import ModuleRow
 from quantlab.quant.solver import HeldOut, Problem, Solution, better_rows, plain_rounding, solve_problem
-from quantlab.quant.stages import MICRO_TOKENS, Stream
+from quantlab.quant.stages import Stream
 from quantlab.quant.stats import Moments, add_product
 from quantlab.recipe import Gptq
 from quantlab.schemes import Scheme
@@ -150,7 +150,7 @@ def collect(stream: Stream, held_out: int) -> Moments:
     """Moments of the group's inputs over the samples that solvers may see."""
     x = stream.inputs[: len(stream.inputs) - held_out].flatten(0, 1)
     moments = Moments.empty(x.shape[1], x.device)
-    for part in x.split(MICRO_TOKENS):
+    for part in x.split(stream.batch * stream.x.shape[1]):
         moments.add(part)
     moments.finish()
     return moments

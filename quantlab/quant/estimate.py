@@ -24,7 +24,7 @@ CHUNK_ELEMENTS = 1 << 22
 CHUNKS = 4
 # Tokens, at most, on which candidates are compared; samples, at least, that run through the 16-bit blocks too.
 HELD_OUT_TOKENS, HELD_OUT_SAMPLES = 2048, 16
-COMPARED = 32
+COMPARED = 24
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,8 @@ from quantlab.models.layers import DecoderBlock
 from quantlab.models.rope import RopeTables, block_rope
 from quantlab.quant.device import Place
 
-# Tokens in flight through a block at once.
-MICRO_TOKENS = 4096
+# Tokens in flight through a block at once; fewer on a CPU, where what they make should stay in the cache.
+MICRO_TOKENS, CPU_MICRO_TOKENS = 4096, 2048
 # Queries that share one product with their keys: a longer block wastes work above the diagonal.
 QUERY_BLOCK = 128
 
@@ -31,7 +31,8 @@ class Stream:
     def __init__(self, x: Tensor, config: ModelConfig, place: Place):
         self.x, self.config, self.place = x, config, place
         self.inputs = x.new_empty(0)
-        self.batch = max(1, MICRO_TOKENS // x.shape[1])
+        micro = CPU_MICRO_TOKENS if x.device.type == "cpu" else MICRO_TOKENS
+        self.batch = max(1, micro // x.shape[1])
         self._buffer = x.new_empty(0, dtype=place.compute)  # kept: fresh pages cost as much as the copy into them
 
     @torch.no_grad()
