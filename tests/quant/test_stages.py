@@ -61,7 +61,7 @@ def test_samples_do_not_see_each_other(tiny: Path, monkeypatch: pytest.MonkeyPat
     x = torch.randn(7, 16, config.hidden_size)
     together = Stream(x.clone(), config, CPU32)
     together.run(block, 1)
-    monkeypatch.setattr("quantlab.quant.stages.MICRO_TOKENS", 32)
+    monkeypatch.setattr("quantlab.quant.stages.CPU_MICRO_TOKENS", 32)
     by_two = Stream(x.clone(), config, CPU32)
     assert by_two.batch == 2
     by_two.run(block, 1)
