@@ -60,11 +60,12 @@ class PreparedTask:
     metric: str
     items: tuple[tuple[Instance, ...], ...]
     digests: tuple[str, ...]  # of each item: all that is asked, and what counts as right
+    rules: str  # how an answer is judged
 
     @property
     def digest(self) -> str:
-        """What the items, the metric and the harness's version make of it, as one sha256."""
-        parts = [lm_eval.__version__, self.name, self.metric, *self.digests]
+        """What the items, the rules, the metric and the harness's version make of it, as one sha256."""
+        parts = [lm_eval.__version__, self.name, self.metric, self.rules, *self.digests]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
@@ -245,9 +246,10 @@ def _prepare(name: str, task: ConfigurableTask, limit: int | None) -> PreparedTa
         for instance in task.instances:
             items.setdefault(instance.doc_id, []).append(instance)
         digests = tuple(_digest(task, asked) for asked in items.values())
+        rules = _rules(task)
     except Exception as error:  # a task's templates and code may raise anything
         raise _told(name, error) from error
-    return PreparedTask(name, task, metric, tuple(tuple(asked) for asked in items.values()), digests)
+    return PreparedTask(name, task, metric, tuple(tuple(asked) for asked in items.values()), digests, rules)
 
 
 def _metric(name: str, task: ConfigurableTask) -> str:
@@ -269,6 +271,13 @@ def _digest(task: ConfigurableTask, asked: Sequence[Instance]) -> str:
     right = [task.doc_to_target(doc), task.doc_to_text(doc)]
     requests = [[instance.request_type, *instance.args] for instance in asked]
     return hashlib.sha256(json.dumps([right, requests], default=str).encode()).hexdigest()[:32]
+
+
+def _rules(task: ConfigurableTask) -> str:
+    """How a task judges an answer, as text: filters, metrics with their settings, and the source of its own code."""
+    config = task.config
+    stated = [config.output_type, config.filter_list, config.metric_list, config.process_results]
+    return json.dumps(stated, default=config.serialize_function)
 
 
 def _told(name: str, error: Exception) -> QuantlabError:

@@ -202,6 +202,33 @@ def test_the_digest_is_of_everything_that_is_asked(quiz_dir):
     assert changed(items=[dict(reversed(item.items())) for item in ITEMS]) == first
 
 
+WRITTEN = (
+    QUIZ.replace("multiple_choice", "generate_until")
+    .replace("doc_to_choice: choices\n", "")
+    .replace("metric: acc", "metric: exact_match")
+)
+DIGITS = """\
+filter_list:
+  - name: digits
+    filter: [{function: regex, regex_pattern: "([0-9]+)"}, {function: take_first}]
+"""
+
+
+def test_the_digest_is_of_how_answers_are_judged(quiz_dir):
+    """What was kept of a baseline under other rules must not be compared with a candidate under these."""
+
+    def digest(text: str) -> str:
+        (quiz_dir / "quiz.yaml").write_text(text)
+        return load(quiz_dir, allow_code=True).digests["quiz"]
+
+    code = WRITTEN + "process_results: !function rules.judge\n"
+    (quiz_dir / "rules.py").write_text("def judge(doc, answers):\n    return {'exact_match': 1}\n")
+    texts = [WRITTEN, WRITTEN.replace("exact_match,", "exact_match, ignore_case: true,"), WRITTEN + DIGITS, code]
+    found = [digest(text) for text in texts]
+    assert found == [digest(text) for text in texts]
+    assert len(set(found)) == len(texts)
+
+
 def test_few_shot_examples_are_the_same_in_every_run(quiz_dir):
     (quiz_dir / "quiz.yaml").write_text(QUIZ + "num_fewshot: 2\nfewshot_split: test\n")
     first, again = load(quiz_dir), load(quiz_dir)
