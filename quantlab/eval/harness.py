@@ -138,10 +138,10 @@ class HarnessModel(TemplateLM):
 
         encoded = []
         for context, continuation in pairs:
-            if not context:
-                encoded.append(self._without_context(continuation))
-                continue
             stripped = context.rstrip()  # a space before a word belongs to the word's token
+            if not stripped:
+                encoded.append(self._without_context(context + continuation))
+                continue
             start = encode(stripped)
             encoded.append((start, encode(context + continuation)[len(start) :]))
         return encoded
@@ -161,7 +161,7 @@ class HarnessModel(TemplateLM):
             raise UsageError(
                 f"this task writes {asked['max_gen_toks']} tokens, the model's context is {self.max_length}"
             )
-        return self.tok_encode(context)[-room:]
+        return self.tok_encode(context)[-room:] or [self.prefix_token_id]
 
     def _write(self, prompts: list[list[int]], asked: dict[str, Any]) -> list[str]:
         stops = [stop for stop in asked["until"] if stop]

@@ -38,8 +38,11 @@ def score(
 ) -> list[Score]:
     """Score each request, `batch_size` rows at a time; a sequence over `max_length` loses its beginning.
 
-    Raises NumericsError where logits are NaN or infinite, UsageError for a continuation over `max_length`.
+    Raises NumericsError where logits are NaN or infinite, UsageError for a continuation over `max_length` or without
+    a token, which would be certain whatever the model.
     """
+    if not all(request.continuation for request in requests):
+        raise UsageError("an answer has no tokens, so there is nothing to score", fix="items without empty answers")
     longest = max((len(request.continuation) for request in requests), default=0)
     if longest > max_length:
         raise UsageError(f"an answer has {longest} tokens, and the model reads {max_length} at once")

@@ -55,7 +55,7 @@ def _table(paths: Sequence[Path]) -> datasets.Dataset:
             )
     try:
         return datasets.Dataset.from_list(items)
-    except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError, OverflowError) as error:
+    except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError, OverflowError, UnicodeEncodeError) as error:
         reason = str(error).splitlines()[0]
         raise UsageError(f"the items' values do not fit one table: {reason}", where=str(paths[0])) from error
 

@@ -72,6 +72,13 @@ def test_pairs_are_split_into_tokens_as_in_the_harness(ours, oracle):
         assert mine == (pytest.approx(wanted[0], abs=TOLERANCE), wanted[1])
 
 
+def test_a_blank_context_is_none(ours):
+    blank, none = ask("loglikelihood", " \n", "Once upon"), ask("loglikelihood", "", " \nOnce upon")
+    assert ours.loglikelihood([blank]) == ours.loglikelihood([none])
+    (written,) = ours.generate_until([ask("generate_until", "", {"until": [], "max_gen_toks": 2})])
+    assert written
+
+
 def test_whole_texts_are_cut_into_windows_as_in_the_harness(ours, oracle, evaluation_text):
     texts = [evaluation_text.read_text(encoding="utf-8")[:12_000], "Hello there."]
     requests = [ask("loglikelihood_rolling", text) for text in texts]

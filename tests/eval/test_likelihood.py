@@ -94,6 +94,11 @@ def test_an_answer_longer_than_the_context_is_refused(model):
         score(model, [Request([1], list(range(9)))], 1, 8, quiet)
 
 
+def test_an_answer_without_tokens_is_refused(model):
+    with pytest.raises(UsageError, match="an answer has no tokens"):
+        score(model, [Request([1], [2]), Request([1], [])], 1, 8, quiet)
+
+
 def test_context_tokens_are_computed_once_and_get_no_logits(model, monkeypatch):
     read, scored = [], []
     states, logits = CausalLM.states, CausalLM.logits

@@ -63,3 +63,6 @@ def test_items_that_do_not_fit_one_table_are_refused(tmp_path):
     path.write_text('{"a": 1}\n{"a": ["x"]}\n')
     with pytest.raises(UsageError, match="the items' values do not fit one table"):
         loader({"test": [path]})
+    path.write_text('{"a": "\\ud800"}\n')
+    with pytest.raises(UsageError, match="the items' values do not fit one table"):
+        loader({"test": [path]})
