@@ -5,6 +5,7 @@ A missed line is a `failure`. An undecided one is a `failure` too when the gate 
 Knows nothing about files.
 """
 
+import re
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
 from quantlab.errors import QuantlabError
@@ -13,13 +14,14 @@ from quantlab.eval.reports.words import one_line, verdict_sentence, verdict_word
 from quantlab.eval.result import GateLine, GateResult, Report
 
 SUITE = "quantlab eval"
+ZONE = re.compile(r"(Z|[+-]\d\d:\d\d)$")
 
 
 def junit(report: Report) -> bytes:
     """The XML of a finished evaluation."""
     cases = [_case(line, report.gate) for line in report.gate.lines] if report.gate else [_unjudged()]
     suite = _suite(cases, duration(report))
-    suite.set("timestamp", one_line(report.created).removesuffix("Z"))  # readers of JUnit know no time zones
+    suite.set("timestamp", ZONE.sub("", one_line(report.created)))  # readers of JUnit know no time zones
     properties = Element("properties")
     for what, value in provenance(report).rows:
         SubElement(properties, "property", name=what, value=value)

@@ -108,3 +108,9 @@ def test_red_exactly_when_the_exit_code_is_not_0(which: str, request: pytest.Fix
     assert result.gate is not None
     red = bool({"failure", "error"} & set(outcomes(checked(junit(result)))))
     assert red == (result.gate.verdict != "pass")
+
+
+def test_the_time_has_no_zone(report: Report) -> None:
+    for created in ("2026-11-22T10:00:00Z", "2026-11-22T10:00:00+00:00"):
+        root = fromstring(junit(report.model_copy(update={"created": created})))
+        assert next(root.iter("testsuite")).get("timestamp") == "2026-11-22T10:00:00"
