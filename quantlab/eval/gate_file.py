@@ -17,7 +17,8 @@ from quantlab.eval import metrics
 from quantlab.yaml_tree import Kind, Route
 
 DEFAULT = "default"
-Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Number = Annotated[float, Field(strict=True, ge=-1e100, le=1e100, allow_inf_nan=False)]
+LEAST_MARGIN = 1e-4  # points; a task has at most a million items, and one of them is this much
 Test = Literal["noninferiority", "mcnemar"]
 
 
@@ -50,6 +51,8 @@ class Rule(Strict):
             raise ValueError("margin_points belongs to a test: noninferiority or mcnemar")
         if self.test == "noninferiority" and not self.margin_points:
             raise ValueError("noninferiority needs a margin_points above 0: the loss that you accept")
+        if self.margin_points and self.margin_points < LEAST_MARGIN:
+            raise ValueError(f"margin_points below {LEAST_MARGIN:g} are less than one item in a million")
         if self.test is not None and not metrics.is_accuracy(self.metric):
             raise ValueError(f"{self.test} compares accuracies; {self.metric} takes max or min")
         return self

@@ -91,6 +91,12 @@ def test_a_file_becomes_rules_with_their_places(tmp_path: Path) -> None:
         ("require:\n  - {metric: kl.mean, max: '0.1'}\n", "2:28", "valid number, not '0.1'"),
         ("require:\n  - {metric: kl.mean, max: .nan}\n", "2:28", "finite number"),
         ("require:\n  - {metric: kl.mean, max: .inf}\n", "2:28", "finite number"),
+        ("require:\n  - {metric: kl.mean, max: 1.0e+305}\n", "2:28", "less than or equal to"),
+        (
+            "require:\n  - {metric: task.*, test: noninferiority, margin_points: 1.0e-300}\n",
+            "2:5",
+            "one item in a mill",
+        ),
         ("require:\n  - {metric: kl.mean, max: 1, optional: 1}\n", "2:41", "valid boolean"),
         ("require:\n  - {metric: '', max: 1}\n", "2:14", "at least 1 character"),
         ("alpha: 0\n" + RULE, "1:8", "greater than or equal to 0.001"),
