@@ -3,14 +3,18 @@
 Knows nothing about scores.
 """
 
+import hashlib
 import math
 import platform
 import re
+from functools import cache
 from pathlib import Path
 
 import torch
 import transformers
 
+import quantlab.models
+import quantlab_kernels
 from quantlab.checkpoint.folder import read_json_object
 from quantlab.checkpoint.hf import open_checkpoint
 from quantlab.checkpoint.inspection import ModuleRow, inspect_folder
@@ -55,6 +59,17 @@ def machine(device: torch.device) -> Machine:
 def device_name(device: torch.device) -> str:
     """`NVIDIA H200`, or `cpu` with the processor's name."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({_processor()})"
+
+
+@cache
+def runtime_version() -> str:
+    """Our version with a digest of the code that runs models, which changes between versions in a source tree."""
+    found = hashlib.sha256()
+    for package in (quantlab.models, quantlab_kernels):
+        folder = Path(str(package.__file__)).parent
+        for path in sorted(folder.rglob("*.py")):
+            found.update(f"{path.relative_to(folder).as_posix()}\0".encode() + path.read_bytes())
+    return f"{quantlab.__version__} {found.hexdigest()[:16]}"
 
 
 def layer_errors(folder: Path) -> tuple[LayerError, ...]:

@@ -93,7 +93,8 @@ def tokenizer_digest(tokenizer: Tokenizer) -> str:
         rules = json.loads(backend.to_str())
         for name in ("version", "truncation", "padding", "decoder"):
             rules.pop(name, None)
-    return digest({"rules": rules, "frame": [tokenizer.prefix, tokenizer.suffix]})
+    frame = [tokenizer.prefix, tokenizer.suffix, tokenizer.bos_id, tokenizer.eos_id]
+    return digest({"rules": rules, "frame": frame})
 
 
 def digest(value: object) -> str:

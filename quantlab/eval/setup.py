@@ -12,7 +12,7 @@ import torch
 from quantlab.checkpoint.model_folder import ModelFolder, open_model
 from quantlab.errors import UsageError
 from quantlab.eval.corpus import TextSource, read_text
-from quantlab.eval.facts import device_name, model_facts
+from quantlab.eval.facts import device_name, model_facts, runtime_version
 from quantlab.eval.options import DEFAULT_WINDOW, EvalOptions, ProtocolName, TextOptions
 from quantlab.eval.protocol import Cut, Windows, make_windows, tokenizer_digest
 from quantlab.eval.result import ModelFacts
@@ -40,8 +40,9 @@ class Place:
 
     @property
     def machine(self) -> str:
-        """What decides how its kernels round: cached figures of another machine are not this one's."""
-        return f"{device_name(self.device)}, torch {torch.__version__}"
+        """What decides how a model is computed: cached figures of another machine or version are not this one's."""
+        threads = f" on {torch.get_num_threads()} threads" if self.device.type == "cpu" else ""
+        return f"{device_name(self.device)}{threads}, torch {torch.__version__}, quantlab {runtime_version()}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -114,6 +114,8 @@ def test_a_tokenizer_is_known_by_what_it_does(books_5m: Path, books_tokenizer: T
     other.backend_tokenizer.enable_truncation(512)
     assert tokenizer_digest(replace(books_tokenizer, backend=other)) == tokenizer_digest(books_tokenizer)
     assert tokenizer_digest(with_bos) != tokenizer_digest(books_tokenizer)
+    for name in ("bos_id", "eos_id"):  # what an empty context begins with, and where an answer ends
+        assert tokenizer_digest(replace(books_tokenizer, **{name: 7})) != tokenizer_digest(books_tokenizer)
     other.add_tokens(["quantlab"])
     assert tokenizer_digest(replace(books_tokenizer, backend=other)) != tokenizer_digest(books_tokenizer)
 
