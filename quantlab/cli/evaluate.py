@@ -4,6 +4,8 @@ Knows nothing about models or statistics; torch is imported only when all that c
 """
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,10 +15,10 @@ from quantlab.cli import arguments as quantize_arg
 from quantlab.cli import eval_arguments as arg
 from quantlab.cli.console import data_console, print_json
 from quantlab.cli.examples import SETTINGS, epilog
-from quantlab.cli.failures import Interrupted
+from quantlab.cli.failures import Interrupted, known_failure
 from quantlab.cli.preflight import check_device, check_folder
 from quantlab.cli.progress import make_view
-from quantlab.errors import QuantlabError, UsageError
+from quantlab.errors import OutputError, UsageError
 from quantlab.eval.corpus import find_texts
 from quantlab.eval.extra import require_harness
 from quantlab.eval.gate_file import find_gate
@@ -61,27 +63,47 @@ def command(
 
     Exits with 0 for pass, 10 for fail, 11 for inconclusive. The baseline's results are kept for the next candidate.
     """
-    if no_cache and cache is not None:
-        raise UsageError("--no-cache and --cache exclude each other", where="--cache")
-    protocols: tuple[ProtocolName, ...] = ("gptq", "rolling") if protocol == "both" else (protocol,)
-    texts = TextOptions(find_texts(text or ()), protocols, window, tokens)
-    kept = None if no_cache else cache or Path.home() / ".cache" / "quantlab" / "eval"
-    options = EvalOptions(candidate, baseline, texts, find_gate(gate), device, dtype, batch_size, kept)
-    asked = TaskOptions(task_names(suite, tasks), task_dir, limit, allow_task_code)
-    check_tasks(asked)
-    check_device(device)
-    for folder in (kept, out):
-        if folder is not None:
-            check_folder(folder)
-    report = run(options, asked, out)
-    show(report, out, json)
+    with told_in(out):
+        if no_cache and cache is not None:
+            raise UsageError("--no-cache and --cache exclude each other", where="--cache")
+        protocols: tuple[ProtocolName, ...] = ("gptq", "rolling") if protocol == "both" else (protocol,)
+        texts = TextOptions(find_texts(text or ()), protocols, window, tokens)
+        kept = None if no_cache else cache or Path.home() / ".cache" / "quantlab" / "eval"
+        options = EvalOptions(candidate, baseline, texts, find_gate(gate), device, dtype, batch_size, kept)
+        asked = TaskOptions(task_names(suite, tasks), task_dir, limit, allow_task_code)
+        check_tasks(asked)
+        check_device(device)
+        for folder in (kept, out):
+            if folder is not None:
+                check_folder(folder)
+        report = run(options, asked)
+        show(report, out, json)
     raise typer.Exit(EXIT_CODES[report.gate.verdict] if report.gate else 0)
 
 
+@contextmanager
+def told_in(out: Path | None) -> Iterator[None]:
+    """Whatever ends the block early also goes to `out`, as CI reads it, and no older verdict stays there."""
+    try:
+        yield
+    except BaseException as error:
+        if out is not None:
+            from quantlab.eval.reports.files import write_error
+
+            with suppress(OutputError):  # what came first is what the user must hear of
+                write_error(known_failure(error), out)
+        raise
+
+
 def task_names(suite: str | None, tasks: str | None) -> tuple[str, ...]:
-    """What --suite and --tasks name together."""
-    names = [suite] if suite else []
-    return tuple(names + [name.strip() for name in (tasks or "").split(",") if name.strip()])
+    """What --suite and --tasks name together; raises UsageError for one that is given and names nothing."""
+    names: list[str] = []
+    for option, given in (("--suite", suite), ("--tasks", tasks)):
+        found = [name.strip() for name in (given or "").split(",") if name.strip()]
+        if given is not None and not found:
+            raise UsageError("names nothing", where=option, fix="--suite core, or --tasks A,B")
+        names += found
+    return tuple(names)
 
 
 def check_tasks(asked: TaskOptions) -> None:
@@ -91,19 +113,14 @@ def check_tasks(asked: TaskOptions) -> None:
             raise UsageError("no task is named for it", where=option, fix="--suite core, or --tasks A,B")
 
 
-def run(options: EvalOptions, asked: TaskOptions, out: Path | None) -> Report:
-    """Carry the evaluation out, with progress on stderr; an error also goes to `out`, as CI reads it."""
-    from quantlab.eval.reports.files import write_error
+def run(options: EvalOptions, asked: TaskOptions) -> Report:
+    """Carry the evaluation out, with progress on stderr."""
     from quantlab.eval.run import evaluate
 
     try:
         stage = load_stage(asked) if asked.names else None
         with make_view(sys.stderr) as view:
             return evaluate(options, stage, view)
-    except QuantlabError as error:
-        if out is not None:
-            write_error(error, out)
-        raise
     except KeyboardInterrupt:
         fix = "the same command again; what the cache holds of the baseline is not measured twice"
         raise Interrupted("stopped; no report was written", where=str(options.candidate), fix=fix) from None

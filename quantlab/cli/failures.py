@@ -41,7 +41,8 @@ def known_failure(err: BaseException) -> QuantlabError:
     if isinstance(err, OSError) and err.errno in (errno.EACCES, errno.EROFS):
         return OutputError(f"{err.strerror}", where=_file(err), fix="choose a folder that you may write to")
     if isinstance(err, MemoryError) or type(err).__name__ == "OutOfMemoryError":
-        return Unexpected("out of memory", fix="fewer --samples or a shorter --seq-len; --dry-run shows what is needed")
+        fix = "quantize: fewer --samples or a shorter --seq-len; eval: a smaller --batch-size or --window"
+        return Unexpected("out of memory", fix=fix)
     told = str(err).strip().splitlines()
     what = f"{type(err).__name__}: {told[0]}" if told else type(err).__name__
     return Unexpected(f"unexpected {what}", fix="the same command with --debug shows the traceback")

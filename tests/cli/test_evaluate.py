@@ -114,6 +114,8 @@ ARGUMENTS: dict[str, tuple[tuple[str, ...], int, str]] = {
     "task without data": (("--tasks", "piqa", "--task-dir", "folder"), 2, "piqa"),
     "unknown suite": (("--suite", "quik", "--task-dir", "folder"), 2, "did you mean 'quick'?"),
     "data of no task": (("--task-dir", "folder"), 2, "--task-dir: no task is named"),
+    "tasks without a name": (("--tasks", " ,"), 2, "--tasks: names nothing"),
+    "suite without a name": (("--suite", ""), 2, "--suite: names nothing"),
     "limit of no task": (("--limit", "5"), 2, "--limit: no task is named"),
     "missing gate": (("--gate", "no.yaml"), 2, "no.yaml"),
     "malformed gate": (("--gate", "broken.yaml"), 2, "yaml:1:1: unknown key 'requires', did you mean 'require'?"),
@@ -202,6 +204,26 @@ def test_logits_that_are_not_numbers_are_refused(evaluate: Any, copied: Path) ->
     junit = Path("reports/junit.xml").read_text()
     assert "<error" in junit and "<failure" not in junit
     assert [path.name for path in Path("reports").iterdir()] == ["junit.xml"]
+
+
+@pytest.mark.parametrize("raised", [None, RuntimeError("kernel"), MemoryError(), KeyboardInterrupt()])
+def test_whatever_went_wrong_takes_the_place_of_an_older_verdict(
+    raised: BaseException | None, evaluate: Any, books_5m: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fall(*_: object) -> None:
+        assert raised is not None
+        raise raised
+
+    Path("reports").mkdir()
+    for name in ("report.json", "report.html", "summary.md"):
+        Path("reports", name).write_text("PASS")
+    monkeypatch.setattr("quantlab.eval.run.run_candidate", fall)
+    wrong = ("--gate", "absent.yaml") if raised is None else ()
+    ran = evaluate(books_5m, "--out", "reports", *wrong)
+    assert ran.code == {type(None): 2, KeyboardInterrupt: 130}.get(type(raised), 1)
+    assert [path.name for path in Path("reports").iterdir()] == ["junit.xml"]
+    told = Path("reports/junit.xml").read_text()
+    assert "<error" in told and re.search(r"QL\d{4}", ran.lines[-1])[0] in told  # type: ignore[index]
 
 
 def test_a_refused_run_leaves_no_cache(evaluate: Any, copied: Path, here: Path) -> None:
