@@ -76,8 +76,9 @@ def percentiles(values: Tensor, lengths: Sequence[int]) -> Percentiles:
 
 def positions(scores: TokenScores, lengths: Sequence[int]) -> tuple[Position, ...]:
     """Means over slices of the window, each at most half as long as what lies before it."""
-    place = torch.cat([torch.arange(length) for length in lengths])
-    edges = _edges(max(lengths))
+    longest = max(lengths)  # a row of which less is scored has its context before it
+    place = torch.cat([torch.arange(longest - length, longest) for length in lengths])
+    edges = _edges(longest)
     found = []
     for start, stop in zip(edges[:-1], edges[1:], strict=True):
         inside = (place >= start) & (place < stop)

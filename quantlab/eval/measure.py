@@ -13,7 +13,7 @@ from quantlab.eval.protocol import Windows
 from quantlab.eval.scoring import TokenScores, chunk_tokens, chunks, score_chunk
 from quantlab.models.decoder import CausalLM
 
-States = Callable[[range], Tensor]  # indices of rows of one length L -> [rows * L, hidden]
+States = Callable[[range], Tensor]  # indices of rows alike, L of each scored -> [rows * L, hidden]
 Tick = Callable[[int, int], None]  # windows done, windows in all
 NOISE_TOKENS = 16_384  # enough to see which digits are noise, at a few per cent of the time
 
@@ -28,22 +28,22 @@ class Side:
 
 def model_side(model: CausalLM, windows: Windows) -> Side:
     """The side of a model that runs whenever its states are asked for."""
-    return Side(lambda rows: final_states(model, [windows.rows[index] for index in rows]), model.lm_head)
+    return Side(lambda rows: final_states(model, windows, rows), model.lm_head)
 
 
-def final_states(model: CausalLM, rows: Sequence[Tensor]) -> Tensor:
-    """States after the final norm wherever a token is predicted; rows: B of [L + 1] int64 -> [B * L, hidden]."""
-    ids = torch.stack([row[:-1] for row in rows]).to(model.embed_tokens.weight.device)
+def final_states(model: CausalLM, windows: Windows, rows: Sequence[int]) -> Tensor:
+    """States after the final norm wherever a token of B rows alike is scored: [B * length, hidden]."""
+    ids = torch.stack([windows.rows[index][:-1] for index in rows]).to(model.embed_tokens.weight.device)
     with torch.inference_mode():
-        return model.hidden(ids).flatten(0, 1)
+        return model.hidden(ids)[:, -windows.lengths[rows[0]] :].flatten(0, 1)
 
 
 def score_windows(windows: Windows, baseline: Side, candidate: Side, batch: int, tick: Tick) -> TokenScores:
     """Scores of every token of `windows`, on the CPU; raises NumericsError for logits that are NaN or infinite."""
     parts: list[TokenScores] = []
     for rows in windows.batches(batch):
-        targets = torch.cat([windows.rows[index][1:] for index in rows])
-        parts.append(score_states(baseline, candidate, baseline.states(rows), candidate.states(rows), targets))
+        states = baseline.states(rows), candidate.states(rows)
+        parts.append(score_states(baseline, candidate, *states, windows.targets(rows)))
         tick(rows.stop, len(windows.rows))
     return TokenScores.joined(parts)
 
@@ -67,11 +67,9 @@ def score_noise(model: CausalLM, windows: Windows, baseline: Side, batch: int) -
     full = full[: max(batch, NOISE_TOKENS // length)]
     parts: list[TokenScores] = []
     for start in range(0, len(full), batch):
-        rows = full[start : start + batch]
+        rows = range(full[start], full[min(start + batch, len(full)) - 1] + 1)
         # Repeated to fill the other batch, since how many rows run together is all that may differ.
-        doubled = [windows.rows[index] for index in rows * (2 * batch)][: 2 * batch]
-        again = final_states(model, doubled)[: len(rows) * length]
-        targets = torch.cat([windows.rows[index][1:] for index in rows])
-        before = baseline.states(range(rows[0], rows[-1] + 1))
-        parts.append(score_states(baseline, live, before, again, targets))
+        doubled = (list(rows) * (2 * batch))[: 2 * batch]
+        again = final_states(model, windows, doubled)[: len(rows) * length]
+        parts.append(score_states(baseline, live, baseline.states(rows), again, windows.targets(rows)))
     return TokenScores.joined(parts)

@@ -3,8 +3,8 @@
 Two named protocols, never mixed. `gptq-W`: the text is tokenized once (a BOS, if the tokenizer has one, at its very
 start) and cut into disjoint windows of W tokens, the tail dropped, every token of a window but its first scored
 (IST-DASLab/gptq, llama.py). `rolling-W`: the text is one document behind one prefix token, every token is scored, W of
-them at a time with one token of context (lm-eval 0.4, `loglikelihood_rolling`), so that word perplexity and bits per
-byte are those of lm-eval. Knows nothing about models.
+them at a time with one token of context, the last few with a whole window (lm-eval 0.4, `loglikelihood_rolling`), so
+that word perplexity and bits per byte are those of lm-eval. Knows nothing about models.
 """
 
 import hashlib
@@ -23,22 +23,23 @@ from quantlab.text import Tokenizer
 
 @dataclass(frozen=True, slots=True)
 class Windows:
-    """A text ready to be scored: `rows` of ids [L + 1] int64, the first L fed, the last L scored."""
+    """A text ready to be scored: `rows` of ids [L + 1] int64, the first L fed; the last `lengths` of each scored."""
 
     protocol: Protocol
     rows: tuple[Tensor, ...]
+    lengths: tuple[int, ...]
 
-    @property
-    def lengths(self) -> list[int]:
-        """Scored tokens of each row."""
-        return [len(row) - 1 for row in self.rows]
+    def targets(self, rows: range) -> Tensor:
+        """The scored ids of rows of one length, end to end: [rows * length] int64."""
+        return torch.cat([self.rows[index][-self.lengths[index] :] for index in rows])
 
     def batches(self, size: int) -> list[range]:
-        """Consecutive rows of one length, at most `size` together, as ranges of their indices."""
+        """Consecutive rows alike in what is fed and scored, at most `size` together, as ranges of their indices."""
         found: list[range] = []
-        for index, row in enumerate(self.rows):
+        kinds = [(len(row), length) for row, length in zip(self.rows, self.lengths, strict=True)]
+        for index, kind in enumerate(kinds):
             last = found[-1] if found else range(0)
-            if 0 < len(last) < size and len(self.rows[last[0]]) == len(row):
+            if 0 < len(last) < size and kinds[last[0]] == kind:
                 found[-1] = range(last.start, index + 1)
             else:
                 found.append(range(index, index + 1))
@@ -63,20 +64,25 @@ def make_windows(text: str, tokenizer: Tokenizer, cut: Cut, where: str) -> Windo
     if not rows:
         message = f"{len(ids)} tokens of text do not fill one window of {cut.window}"
         raise TextError(message, where=where, fix="more text, or a smaller --window")
+    lengths = [len(row) - 1 for row in rows]
+    if cut.protocol == "rolling":
+        lengths[-1] = len(ids) - sum(lengths[:-1])
+    ends = [row[-length:] for row, length in zip(rows, lengths, strict=True)]
     whole = complete and cut.protocol == "rolling"
-    scored = [text] if whole else [tokenizer.decode(row[1:].tolist()) for row in rows]
+    scored = [text] if whole else [tokenizer.decode(end.tolist()) for end in ends]
     facts = {
         "name": f"{cut.protocol}-{cut.window}",
         "text": sha256(text.encode("utf-8", "surrogatepass")),
         "tokenizer": cut.tokenizer,
         "bos": bos,
         "window": cut.window,
-        "tokens": sum(len(row) - 1 for row in rows),
+        "tokens": sum(lengths),
         "words": sum(count_words(part) for part in scored),
         "bytes": sum(len(part.encode("utf-8", "surrogatepass")) for part in scored),
         "dtype": cut.dtype,
     }
-    return Windows(Protocol.model_validate({**facts, "digest": digest(facts)}), rows)
+    seen = digest({**facts, "rows": [row.tolist() for row in rows], "lengths": lengths})
+    return Windows(Protocol.model_validate({**facts, "digest": seen}), rows, tuple(lengths))
 
 
 def count_words(text: str) -> int:
@@ -126,11 +132,14 @@ def _gptq(ids: Tensor, tokenizer: Tokenizer, window: int) -> tuple[tuple[Tensor,
 
 
 def _rolling(ids: Tensor, tokenizer: Tokenizer, window: int) -> tuple[tuple[Tensor, ...], str]:
-    """Rows that overlap by one token, behind BOS or, without one, EOS, which is what lm-eval begins with."""
+    """Rows that overlap by one token, behind BOS or, without one, EOS, which is what lm-eval begins with.
+
+    The last row is as long as the others, so that its tokens, fewer than W, have more context.
+    """
     prefix = tokenizer.bos_id if tokenizer.bos_id is not None else tokenizer.eos_id
     if prefix is None:
         message = "the tokenizer has neither BOS nor EOS, and the rolling protocol begins with one"
         raise UsageError(message, where=str(tokenizer.folder), fix="--protocol gptq")
     framed = torch.cat([torch.tensor([prefix]), ids])
-    starts = range(0, len(ids), window)
-    return tuple(framed[start : start + window + 1] for start in starts), "once"
+    stops = [min(start + window, len(ids)) for start in range(0, len(ids), window)]
+    return tuple(framed[max(0, stop - window) : stop + 1] for stop in stops), "once"

@@ -61,7 +61,7 @@ class Protocol(Strict):
     words: Count  # whitespace-separated, of the scored text
     bytes: Some  # UTF-8, of the scored text
     dtype: str  # of the runtime's activations
-    digest: Digest  # of all the fields above
+    digest: Digest  # of all the fields above and of the ids that are fed and scored
 
 
 class Percentiles(Strict):

@@ -50,10 +50,10 @@ def test_rolling_windows_are_those_of_lm_eval(books_tokenizer: Tokenizer) -> Non
     harness = pytest.importorskip("lm_eval.utils")
     ids = books_tokenizer.encode(TEXT)
     windows = harness.get_rolling_token_windows(ids, 1, 32, 1)
-    wanted = [context[-1:] + targets for context, targets in map(harness.make_disjoint_window, windows)]
+    wanted = [(context + targets, len(targets)) for context, targets in map(harness.make_disjoint_window, windows)]
     assert len(ids) % 32, "the last window must be shorter for this test to see it"
     found = windows_of(books_tokenizer, cut("rolling"))
-    assert [row.tolist() for row in found.rows] == wanted
+    assert [(row.tolist(), length) for row, length in zip(found.rows, found.lengths, strict=True)] == wanted
     assert found.protocol.tokens == len(ids)
     assert found.protocol.words == len(TEXT.split(" "))
     assert found.protocol.bytes == len(TEXT.encode())
@@ -68,7 +68,7 @@ def test_rolling_without_bos_begins_with_the_end_of_the_text_before(books_tokeni
 @pytest.mark.parametrize("protocol", ["gptq", "rolling"])
 def test_bytes_are_those_of_the_scored_tokens(protocol: ProtocolName, books_tokenizer: Tokenizer) -> None:
     found = windows_of(books_tokenizer, cut(protocol, tokens=200))
-    scored = [token for row in found.rows for token in row[1:].tolist()]
+    scored = [t for row, n in zip(found.rows, found.lengths, strict=True) for t in row[-n:].tolist()]
     alone = sum(len(books_tokenizer.backend.convert_ids_to_tokens(token)) for token in scored)  # one character a byte
     assert found.protocol.bytes == pytest.approx(alone, rel=0.02)
     assert found.protocol.tokens == len(scored)
@@ -114,8 +114,9 @@ def test_a_tokenizer_is_known_by_what_it_does(books_5m: Path, books_tokenizer: T
     other.backend_tokenizer.enable_truncation(512)
     assert tokenizer_digest(replace(books_tokenizer, backend=other)) == tokenizer_digest(books_tokenizer)
     assert tokenizer_digest(with_bos) != tokenizer_digest(books_tokenizer)
-    for name in ("bos_id", "eos_id"):  # what an empty context begins with, and where an answer ends
-        assert tokenizer_digest(replace(books_tokenizer, **{name: 7})) != tokenizer_digest(books_tokenizer)
+    # What an empty context begins with, and where an answer ends.
+    for changed in (replace(books_tokenizer, bos_id=7), replace(books_tokenizer, eos_id=7)):
+        assert tokenizer_digest(changed) != tokenizer_digest(books_tokenizer)
     other.add_tokens(["quantlab"])
     assert tokenizer_digest(replace(books_tokenizer, backend=other)) != tokenizer_digest(books_tokenizer)
 

@@ -39,7 +39,7 @@ def test_states_come_back_to_the_bit(built: Path, key: Key, windows: Windows, bo
     found = open_reference(built, key, windows, books_model.lm_head)
     assert found is not None
     for rows in windows.batches(2):
-        live = final_states(books_model, [windows.rows[index] for index in rows])
+        live = final_states(books_model, windows, rows)
         assert torch.equal(found.states(rows), live)
 
 
