@@ -6,10 +6,12 @@ is a folder named after the digest of everything that it depends on; whatever is
 made again. Knows nothing about candidates.
 """
 
+import errno
 import hashlib
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,10 +90,11 @@ def open_reference(cache: Path, key: Key, windows: Windows, head: nn.Module) -> 
 
 
 def build_reference(cache: Path, key: Key, windows: Windows, model: CausalLM, batch: int, tick: Tick) -> None:
-    """Make the entry for `key`, whole or not at all; raises OutputError if the disk refuses."""
-    folder = key.folder(cache)
-    staging = folder.with_name(f".{folder.name}.{os.getpid()}")
-    with _staged(staging, folder):
+    """Make the entry for `key`, whole or not at all; raises OutputError if the disk refuses.
+
+    A whole entry that another run has put there meanwhile is kept, since that run may be reading it.
+    """
+    with _staged(key.folder(cache), lambda: open_reference(cache, key, windows, model.lm_head) is not None) as staging:
         states = _write_states(staging / STATES, windows, model, batch, tick)
         side = Side(states, model.lm_head)
         facts = Facts(
@@ -113,24 +116,35 @@ def head_digest(head: nn.Module) -> str:
 
 
 @contextmanager
-def _staged(staging: Path, folder: Path) -> Iterator[None]:
-    """An empty folder `staging` that becomes `folder` when the block ends well, and else goes away."""
+def _staged(folder: Path, whole: Callable[[], bool]) -> Iterator[Path]:
+    """An empty folder of this run's own that becomes `folder` when the block ends well, and else goes away."""
+    staging = folder.with_name(f".{folder.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
         with disk_errors(folder):
             staging.parent.mkdir(parents=True, exist_ok=True)
-            if staging.exists():
-                remove_tree(staging)
             staging.mkdir()
-            yield
-            if folder.exists():
-                remove_tree(folder)
-            os.rename(staging, folder)
+            yield staging
+            _put_in_place(staging, folder, whole)
     except OutputError as error:
         fix = "--cache DIR on another disk, or --no-cache"
         raise OutputError(error.message, where=str(folder), fix=fix) from error
     finally:
         if staging.exists():
             remove_tree(staging)
+
+
+def _put_in_place(staging: Path, folder: Path, whole: Callable[[], bool]) -> None:
+    """Rename `staging` to `folder`, unless what stands there is `whole`; a damaged entry makes way."""
+    if folder.exists() and not whole():
+        damaged = staging.with_name(f"{staging.name}.damaged")
+        with suppress(FileNotFoundError):  # another run has just done the same
+            os.rename(folder, damaged)
+            remove_tree(damaged)
+    try:
+        os.rename(staging, folder)
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+            raise
 
 
 def _write_states(path: Path, windows: Windows, model: CausalLM, batch: int, tick: Tick) -> States:

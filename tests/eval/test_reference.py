@@ -130,6 +130,23 @@ def test_an_entry_cut_off_in_the_middle_leaves_nothing(
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
+def test_two_runs_that_make_one_entry_at_once_both_end_well(
+    tmp_path: Path, key: Key, windows: Windows, books_model: CausalLM
+) -> None:
+    """The other run makes the whole entry and begins to read it while this one is still writing."""
+    entries: list[int] = []
+
+    def other_run(done: int, total: int) -> None:
+        if not entries:
+            build_reference(tmp_path, key, windows, books_model, 2, lambda done, total: None)
+            entries.append(key.folder(tmp_path).stat().st_ino)
+
+    build_reference(tmp_path, key, windows, books_model, 2, other_run)
+    assert key.folder(tmp_path).stat().st_ino == entries[0], "the other's entry stays"
+    assert open_reference(tmp_path, key, windows, books_model.lm_head) is not None
+    assert list(key.folder(tmp_path).parent.iterdir()) == [key.folder(tmp_path)]
+
+
 def test_a_baseline_without_numbers_leaves_nothing(
     tmp_path: Path, key: Key, windows: Windows, books_model: CausalLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
