@@ -170,7 +170,7 @@ def target_residual(streams: Streams, stage: int, w: Tensor) -> Tensor:
         part = slice(start, min(start + quantized.batch, seen))
         x = streams.compared(quantized.inputs)[part]
         gap = exact.inputs[part] - x if by_inputs else _wanted_gap(streams, stage, w, part).to(x.dtype)
-        add_product(total, x.flatten(0, 1), gap.flatten(0, 1))
+        add_product(total, x.flatten(0, 1), gap.flatten(0, 1), start * x.shape[1])
     total /= seen * quantized.x.shape[1]
     return total @ w.t() if by_inputs else total
 
