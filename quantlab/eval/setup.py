@@ -70,8 +70,12 @@ def prepare(options: EvalOptions) -> Setup:
 
 
 def text_names(text: TextOptions) -> list[str]:
-    """The names of the results that `text` will give."""
-    return [_name(source, protocol, text) for source in text.sources for protocol in text.protocols]
+    """The names of the results that `text` will give; raises UsageError where two would go by one."""
+    names = [_name(source, protocol, text) for source in text.sources for protocol in text.protocols]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"two results would be called '{name}'", where="--text", fix="rename a file")
+    return names
 
 
 def choose_place(options: EvalOptions, baseline: ModelFolder) -> Place:

@@ -110,6 +110,11 @@ ARGUMENTS: dict[str, tuple[tuple[str, ...], int, str]] = {
     "text that is not text": (("--text", "latin.txt"), 6, "not UTF-8"),
     "folder without text": (("--text", "folder"), 6, "holds no .txt"),
     "same text twice": (("--text", "short.txt", "--text", "short.txt"), 2, "two texts are called 'short'"),
+    "results of one name": (
+        ("--text", "a.txt", "--text", "a-rolling.txt", "--protocol", "both"),
+        2,
+        "--text: two results would be called 'a-rolling'; try: rename a file",
+    ),
     "unknown task": (("--tasks", "lambada_openia", "--task-dir", "folder"), 2, "did you mean 'lambada_openai'?"),
     "task without data": (("--tasks", "piqa", "--task-dir", "folder"), 2, "piqa"),
     "unknown suite": (("--suite", "quik", "--task-dir", "folder"), 2, "did you mean 'quick'?"),
@@ -138,6 +143,8 @@ def test_bad_argument_is_refused(kind: str, evaluate: Any, books_5m: Path, here:
     (here / "empty.txt").write_bytes(b"")
     (here / "blank.txt").write_text(" \n\n")
     (here / "short.txt").write_text("a few words")
+    for name in ("a.txt", "a-rolling.txt"):
+        (here / name).write_text("words " * 1000)
     (here / "latin.txt").write_bytes(b"caf\xe9 " * 100)
     (here / "broken.yaml").write_text("requires: []\n")
     (here / "tasks.yaml").write_text(GATE.format(metric="task.piqa", limit=1).replace("max: 1", "test: mcnemar"))
