@@ -6,7 +6,7 @@ was measured, judged or drawn.
 
 from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 SCHEMA_VERSION: Final = 1
 Verdict = Literal["pass", "fail", "inconclusive"]
@@ -143,6 +143,15 @@ class TaskResult(Strict):
     smallest_drop: Real  # drop that this many items could have caught, at the gate's alpha and 80 % power
     flips: tuple[Flip, ...]  # the first few, for reading
 
+    @model_validator(mode="after")
+    def _counts_agree(self) -> "TaskResult":
+        if self.right_to_wrong + self.wrong_to_right > self.items or self.answers_changed > self.items:
+            raise ValueError("more answers changed than there are items")
+        lost = sum(flip.was_right for flip in self.flips)
+        if lost > self.right_to_wrong or len(self.flips) - lost > self.wrong_to_right:
+            raise ValueError("more flips are listed than were counted")
+        return self
+
 
 class TextNoise(Strict):
     """The baseline against itself under another batch size, on one text."""
@@ -159,6 +168,12 @@ class TaskNoise(Strict):
     name: str
     items: Items
     flips: Count
+
+    @model_validator(mode="after")
+    def _counts_agree(self) -> "TaskNoise":
+        if self.flips > self.items:
+            raise ValueError("more flips than items")
+        return self
 
 
 class NoiseFloor(Strict):

@@ -67,6 +67,34 @@ def test_what_is_no_result_is_one_line(content: str, cli: Any, here: Path) -> No
     assert len(ran.lines) == 1 and "QL0402" in ran.err and "quantlab eval" in ran.err
 
 
+CONTRADICTIONS = {
+    "more flips than items": ({"right_to_wrong": 300, "wrong_to_right": 101}, "more answers changed than there are"),
+    "more answers than items": ({"answers_changed": 401}, "more answers changed than there are"),
+    "flips that were not counted": ({"right_to_wrong": 0, "wrong_to_right": 15}, "more flips are listed than were"),
+}
+
+
+@pytest.mark.parametrize("kind", CONTRADICTIONS)
+def test_counts_that_contradict_each_other_are_one_line(kind: str, cli: Any, folder: Path) -> None:
+    counts, told = CONTRADICTIONS[kind]
+    result = json.loads((folder / RESULT).read_text())
+    result["tasks"][0].update(counts)
+    (folder / RESULT).write_text(json.dumps(result))
+    assert_refused_result(cli("report", folder), f"tasks.0: {told}")
+
+
+def test_noise_of_more_flips_than_items_is_one_line(cli: Any, folder: Path) -> None:
+    result = json.loads((folder / RESULT).read_text())
+    result["noise"]["tasks"][0]["flips"] = 401
+    (folder / RESULT).write_text(json.dumps(result))
+    assert_refused_result(cli("report", folder), "noise.tasks.0: more flips than items")
+
+
+def assert_refused_result(ran: Any, told: str) -> None:
+    assert ran.code == 4 and ran.out == ""
+    assert len(ran.lines) == 1 and "QL0402" in ran.err and told in ran.err
+
+
 def test_an_absent_file_is_one_line(cli: Any, here: Path) -> None:
     for place in (here, here / "absent.json"):
         ran = cli("report", place)

@@ -63,7 +63,8 @@ def read_report(path: Path) -> Report:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(str(part)[:40] for part in first["loc"])
-        reason = f"is no result of an evaluation: {place + ': ' if place else ''}{first['msg']}"
+        told = first["msg"].removeprefix("Value error, ")
+        reason = f"is no result of an evaluation: {place + ': ' if place else ''}{told}"
         raise ReportError(reason, where=str(file), fix=FIX) from error
 
 

@@ -48,7 +48,7 @@ def changed(value: Any, place: Place, number: float) -> Any:
 def lean(report: Report) -> dict[str, Any]:
     """The sample with little to draw, as JSON."""
     text = report.texts[0].model_copy(update={"positions": report.texts[0].positions[:3]})
-    few = {"items": 40, "right_to_wrong": 4, "wrong_to_right": 2}  # exact tests are quick on few
+    few = {"items": 40, "right_to_wrong": 4, "wrong_to_right": 2, "answers_changed": 9}  # exact tests are quick on few
     task = report.tasks[0].model_copy(update=few)
     assert report.gate is not None
     small = {
