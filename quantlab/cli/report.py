@@ -5,6 +5,7 @@ Knows nothing about how a report is drawn, nor about tests.
 
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -56,7 +57,10 @@ def command(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder for the files to write.", show_default=False)
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the checked result as one JSON object.")] = False,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="Print the checked result as one JSON object, with --against the changes too."),
+    ] = False,
     schema: Annotated[
         bool,
         typer.Option("--schema", is_eager=True, callback=print_schema, help="Print the JSON Schema of report.json."),
@@ -79,7 +83,8 @@ def command(
     changes = compare_reports(read_report(against), report) if against else []
     written = write_reports(report, out) if out else []
     if as_json:
-        print_json(report.model_dump(mode="json"))
+        told = report.model_dump(mode="json")
+        print_json({"report": told, "changes": [asdict(change) for change in changes]} if against else told)
     else:
         console = data_console()
         show(report, console)

@@ -124,3 +124,17 @@ def test_an_earlier_result_is_shown_beside(cli: Any, folder: Path, here: Path) -
     refused = cli("report", folder, "--against", "other.json", "--out", here / "pages")
     assert refused.code == 2 and len(refused.lines) == 1 and "never compared; different: the dtype" in refused.err
     assert not (here / "pages").exists()
+
+
+def test_json_of_two_results_holds_the_comparison(cli: Any, folder: Path, here: Path) -> None:
+    earlier = json.loads((folder / RESULT).read_text())
+    now = earlier["texts"][0]["perplexity"]["value"]
+    earlier["texts"][0]["perplexity"]["value"] = now + 1
+    (here / "earlier.json").write_text(json.dumps(earlier))
+    ran = cli("report", folder, "--against", "earlier.json", "--json")
+    told = json.loads(ran.out)
+    assert ran.code == 0 and set(told) == {"report", "changes"}
+    assert Report.model_validate(told["report"]) == sample_report()
+    first, *others = told["changes"]
+    assert (first["where"], first["before"], first["after"]) == (earlier["texts"][0]["name"], now + 1, now)
+    assert others and all(change["before"] == change["after"] for change in others)
