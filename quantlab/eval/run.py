@@ -1,7 +1,8 @@
 """From two folders to a result: the baseline's stages, the candidate's stages, the verdict. The one IO shell of `eval`.
 
-One model is in memory at a time: what the candidate is compared with are the baseline's final states, from the cache or
-made for it. Holds no maths and writes nothing but the cache.
+With the cache one model is in memory at a time: the candidate is compared with the baseline's final states on disk, by
+way of its output layer. Without it, and for a baseline too wide to keep, both models are in memory and run side by side
+on text. Holds no maths and writes nothing but the cache.
 """
 
 import time
@@ -112,7 +113,10 @@ def evaluate(options: EvalOptions, tasks: TaskStage | None, listener: Listener) 
 
 
 def run_baseline(setup: Setup, tasks: TaskStage | None, clock: Clock, listener: Listener) -> Baseline:
-    """The baseline on every text and task, from the cache where it can be; the model is dropped at the end."""
+    """The baseline on every text and task, from the cache where it can be.
+
+    The model is dropped at the end, unless a text's side is not cached: such a side runs it again beside the candidate.
+    """
     model, found = Model(setup.options.baseline, setup.place, clock), Baseline()
     for name, windows in setup.texts.items():
         side, noise, cached = _baseline_text(setup, model, windows, _ticker(f"baseline {name}", listener), listener)

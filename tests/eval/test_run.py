@@ -1,6 +1,8 @@
 """A whole evaluation on the shipped model: its figures against plain loops, and a second candidate from the cache."""
 
+import gc
 import math
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +22,7 @@ from quantlab.eval.options import EvalOptions, TaskOptions, TextOptions
 from quantlab.eval.result import Report
 from quantlab.eval.run import evaluate
 from quantlab.events import Event, Notice, StepDone
+from quantlab.models.decoder import CausalLM
 
 WINDOW, TOKENS = 128, 1100
 
@@ -122,6 +125,26 @@ def test_states_too_wide_for_the_cache_are_computed_each_time(
     report = evaluate(options, None, told.append)
     assert not report.baseline_from_cache and list(tmp_path.iterdir()) == []
     assert any(isinstance(event, Notice) and "runs again for every candidate" in event.text for event in told)
+
+
+@pytest.mark.parametrize(("cached", "at_once"), [(True, [0, 0]), (False, [0, 1])])
+def test_with_the_cache_one_model_is_in_memory_at_a_time_and_without_it_two(
+    cached: bool, at_once: list[int], options: EvalOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`at_once` are the models in memory when the baseline is loaded, and when the candidate is."""
+    models: weakref.WeakSet[CausalLM] = weakref.WeakSet()
+    found: list[int] = []
+
+    def load(folder: Path, dtype: torch.dtype, device: torch.device) -> CausalLM:
+        gc.collect()
+        found.append(len(models))
+        model = load_model(folder, dtype, device)
+        models.add(model)
+        return model
+
+    monkeypatch.setattr(subject, "load_model", load)
+    run(options if cached else replace(options, cache=None))
+    assert found == at_once
 
 
 def test_a_damaged_cache_is_made_again_and_says_so(options: EvalOptions) -> None:
