@@ -1,5 +1,6 @@
 """What every test folder shares: seeds, the shipped model and texts, and which tests this machine can run."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,15 @@ from quantlab.cli.app import main
 from quantlab.text import Tokenizer, load_tokenizer
 
 REPOSITORY = Path(__file__).parent.parent
+
+
+def pytest_configure() -> None:
+    """Without a GPU, kernels run in Triton's interpreter, which is chosen when the first of them is imported.
+
+    What compiles them for a GPU starts a process of its own.
+    """
+    if not torch.cuda.is_available():
+        os.environ["TRITON_INTERPRET"] = "1"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
