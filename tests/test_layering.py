@@ -29,15 +29,20 @@ ALLOWED: dict[str, set[str]] = {
     },
     "eval": {
         "quantlab", "errors", "events", "clock", "log", "units", "schemes", "yaml_tree", "recipe_file", "text",
-        "quantlab_kernels", "models", "checkpoint",
+        "quantlab_kernels", "models", "checkpoint", "runtime",
     },
+    "runtime": {
+        "quantlab", "errors", "log", "clock", "units", "schemes", "models", "checkpoint", "quantlab_kernels",
+    },
+    "llm": {"errors", "text", "runtime"},
+    "server": {"quantlab", "errors", "log", "clock", "units", "text", "runtime"},
     "bench": {
         "quantlab", "errors", "log", "events", "schemes", "recipe", "recipe_file", "text", "quantlab_kernels", "models",
-        "checkpoint", "quant", "eval",
+        "checkpoint", "quant", "eval", "runtime", "llm",
     },
     "cli": {
         "quantlab", "errors", "log", "events", "units", "schemes", "recipe", "recipe_file", "text", "models",
-        "checkpoint", "quant", "eval",
+        "checkpoint", "quant", "eval", "runtime", "llm", "server", "bench",
     },
     "__main__": {"cli", "log"},
 }  # fmt: skip
