@@ -17,6 +17,7 @@ ALLOWED: dict[str, set[str]] = {
     "events": set(),
     "clock": set(),
     "units": set(),
+    "bundled": {"quantlab"},
     "recipe": {"schemes"},
     "yaml_tree": {"errors"},
     "recipe_file": {"quantlab", "errors", "schemes", "recipe", "yaml_tree"},
@@ -24,12 +25,12 @@ ALLOWED: dict[str, set[str]] = {
     "models": {"errors", "quantlab_kernels"},
     "checkpoint": {"quantlab", "errors", "log", "schemes", "quantlab_kernels", "models"},
     "quant": {
-        "quantlab", "errors", "log", "events", "clock", "schemes", "recipe", "text", "quantlab_kernels", "models",
-        "checkpoint",
+        "quantlab", "bundled", "errors", "log", "events", "clock", "schemes", "recipe", "text", "quantlab_kernels",
+        "models", "checkpoint",
     },
     "eval": {
-        "quantlab", "errors", "events", "clock", "log", "units", "schemes", "yaml_tree", "recipe_file", "text",
-        "quantlab_kernels", "models", "checkpoint", "runtime",
+        "quantlab", "bundled", "errors", "events", "clock", "log", "units", "schemes", "yaml_tree", "recipe_file",
+        "text", "quantlab_kernels", "models", "checkpoint", "runtime",
     },
     "runtime": {
         "quantlab", "errors", "log", "clock", "units", "schemes", "models", "checkpoint", "quantlab_kernels",
@@ -52,8 +53,8 @@ LIGHT = (
     "quantlab.errors", "quantlab.log", "quantlab.schemes", "quantlab.events", "quantlab.units", "quantlab.recipe",
     "quantlab.yaml_tree", "quantlab.recipe_file",
     "quantlab.models.config", "quantlab.models.naming", "quantlab.checkpoint.header", "quantlab.checkpoint.hf",
-    "quantlab.checkpoint.schema", "quantlab.checkpoint.sizes", "quantlab.quant.options", "quantlab.quant.plan",
-    "quantlab.quant.work",
+    "quantlab.checkpoint.schema", "quantlab.checkpoint.sizes", "quantlab.bundled",
+    "quantlab.quant.amounts", "quantlab.quant.options", "quantlab.quant.plan", "quantlab.quant.work",
     "quantlab.eval.result", "quantlab.eval.gate", "quantlab.eval.reports.files", "quantlab.eval.reports.terminal",
     "quantlab.cli.app",
 )  # fmt: skip

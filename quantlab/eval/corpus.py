@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import quantlab
+from quantlab.bundled import bundled_text
 from quantlab.errors import TextError, UsageError, printable
 
 BUNDLED = "bundled"
@@ -31,23 +31,16 @@ def find_texts(given: Sequence[Path]) -> tuple[TextSource, ...]:
     Raises TextError for what is not there or empty, UsageError where two would go by one name.
     """
     if not given:
-        return (TextSource(BUNDLED, (bundled_text(),)),)
+        file = bundled_text("evaluation")
+        if file is None:
+            raise TextError("the bundled evaluation text is missing", where=BUNDLED, fix="--text FILE")
+        return (TextSource(BUNDLED, (file,)),)
     sources = tuple(TextSource(_name(path), _files(path)) for path in given)
     names = [source.name for source in sources]
     for name in names:
         if names.count(name) > 1:
             raise UsageError(f"two texts are called '{name}'", where="--text", fix="rename a file")
     return sources
-
-
-def bundled_text() -> Path:
-    """The evaluation text that comes with the package: beside it when installed, in examples/ in a source tree."""
-    package = Path(quantlab.__file__).parent
-    places = (package / "_data" / "evaluation.txt", package.parent / "examples" / "text" / "evaluation.txt")
-    for place in places:
-        if place.is_file():
-            return place
-    raise TextError("the bundled evaluation text is missing", where=str(places[0]), fix="--text FILE")
 
 
 def read_text(source: TextSource) -> str:

@@ -10,7 +10,7 @@ from quantlab.eval.measure import Tick
 from quantlab.eval.options import TaskOptions
 from quantlab.eval.result import TaskNoise, TaskResult
 from quantlab.eval.setup import Setup
-from quantlab.eval.task_set import TaskRequest, TaskSet, load_tasks
+from quantlab.eval.task_set import TaskSet, load_tasks
 from quantlab.eval.task_stage import BaselineTasks, Runner, baseline_tasks, candidate_tasks
 from quantlab.models.decoder import CausalLM
 
@@ -43,7 +43,7 @@ class HarnessStage:
 
 def load_stage(asked: TaskOptions) -> HarnessStage:
     """The tasks of `asked`, their data read and prompts built; raises UsageError for what is missing or not allowed."""
-    return HarnessStage(load_tasks(TaskRequest(asked.names, asked.task_dir, asked.limit, asked.allow_code)))
+    return HarnessStage(load_tasks(asked))
 
 
 def _runner(setup: Setup) -> Runner:

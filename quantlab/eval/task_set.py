@@ -23,6 +23,7 @@ from lm_eval.api.task import ConfigurableTask
 
 from quantlab.errors import QuantlabError, UsageError, did_you_mean, nearest
 from quantlab.eval.harness_tasks import build, harness_file, harness_group, harness_names
+from quantlab.eval.options import TaskOptions
 from quantlab.eval.task_data import loader
 from quantlab.eval.task_files import (
     SUFFIX,
@@ -39,16 +40,6 @@ RIGHT_OR_WRONG = ("acc_norm", "acc", "exact_match", "acc_bytes", "acc_mutual_inf
 FEWSHOT_SEED = 1234  # the harness's own
 UNREACHABLE = ("DatasetNotFoundError", "OfflineModeIsEnabled", "LocalEntryNotFoundError", "HfHubHTTPError")
 NOISY_LIBRARIES = ("lm_eval", "datasets", "huggingface_hub", "fsspec", "httpx2")
-
-
-@dataclass(frozen=True, slots=True)
-class TaskRequest:
-    """What the user asked for: tasks, groups or task files by name or path; at most `limit` items of each."""
-
-    names: tuple[str, ...]
-    task_dir: Path | None = None
-    limit: int | None = None
-    allow_code: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +108,7 @@ class Templates(SandboxedEnvironment):
         return self.compiled[source]
 
 
-def load_tasks(request: TaskRequest) -> TaskSet:
+def load_tasks(request: TaskOptions) -> TaskSet:
     """Every task that `request` names, ready to ask.
 
     Raises UsageError for an unknown task, for data that are missing, damaged or out of reach, for code that is not
@@ -153,7 +144,7 @@ def quiet_libraries() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _named(name: str, request: TaskRequest, files: Mapping[str, TaskFile]) -> Iterator[ConfigurableTask]:
+def _named(name: str, request: TaskOptions, files: Mapping[str, TaskFile]) -> Iterator[ConfigurableTask]:
     """The tasks of one name that the user gave: a path, a local or bundled name, one of the harness's own."""
     if name.endswith(SUFFIX):
         path = Path(name)
@@ -167,7 +158,7 @@ def _named(name: str, request: TaskRequest, files: Mapping[str, TaskFile]) -> It
         raise UsageError(f"unknown task '{name}'{_suggestion(name, files)}", where="--tasks")
 
 
-def _is_the_harnesses_to_fetch(file: TaskFile, request: TaskRequest) -> bool:
+def _is_the_harnesses_to_fetch(file: TaskFile, request: TaskOptions) -> bool:
     """Whether a bundled task has no local data to ask about while the harness knows where the hub keeps them."""
     bundled = file.path.parent == bundled_folder()
     return bundled and request.task_dir is None and file.members is None and file.name in harness_names()
@@ -180,7 +171,7 @@ def _suggestion(name: str, files: Mapping[str, TaskFile]) -> str:
 
 
 def _expand(
-    file: TaskFile, request: TaskRequest, files: Mapping[str, TaskFile], above: tuple[str, ...] = ()
+    file: TaskFile, request: TaskOptions, files: Mapping[str, TaskFile], above: tuple[str, ...] = ()
 ) -> Iterator[ConfigurableTask]:
     """A task, or those of a group and of the groups in it."""
     if file.members is None:

@@ -14,6 +14,7 @@ from quantlab.checkpoint.reader import TORCH_DTYPES, TensorReader
 from quantlab.events import BlockDone, Notice, RunStarted, StepDone
 from quantlab.models.decoder import build_block
 from quantlab.models.naming import EMBEDDING, block_linear_shapes, block_prefix, block_tensor_shapes
+from quantlab.quant.amounts import compared_samples
 from quantlab.quant.block_task import BlockTask, install
 from quantlab.quant.blockwise import Streams, quantize_block
 from quantlab.quant.head import HEAD_STEP, quantize_head
@@ -22,10 +23,7 @@ from quantlab.quant.parts import Parts, part_tensors
 from quantlab.quant.rounding import learn_rounding
 from quantlab.quant.setup import Setup
 from quantlab.quant.stages import Stream
-from quantlab.recipe import Gptq, Rounding
-
-# Samples, at least, on which the 16-bit model runs beside the quantized one.
-COMPARED = 24
+from quantlab.recipe import Rounding
 
 
 class StageClock(Protocol):
@@ -89,19 +87,9 @@ def start_streams(setup: Setup) -> Streams | None:
         return None
     weight = TensorReader(setup.checkpoint).tensor(EMBEDDING)
     x = embedding(setup.solver_ids, weight).float().to(setup.place.device)
-    samples = _compared(setup, len(x))
+    samples = compared_samples(setup.options.recipe, len(x), setup.held_out)
     exact = Stream(x[len(x) - samples :].clone(), setup.config, setup.place) if samples else None
     return Streams(Stream(x, setup.config, setup.place), exact, setup.held_out)
-
-
-def _compared(setup: Setup, samples: int) -> int:
-    """How many of the last samples run through the 16-bit blocks too, the held-out ones among them."""
-    if _trained(setup):
-        return samples
-    solver = next((p for p in setup.options.recipe.passes if isinstance(p, Gptq)), None)
-    if solver is None or solver.target_correction == 0:
-        return 0
-    return min(samples, setup.held_out + max(COMPARED, round(samples * solver.correction_share)))
 
 
 def _trained(setup: Setup) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor
 from quantlab.errors import SolveError
 from quantlab.events import ModuleDone, Notice
 from quantlab.models.naming import INPUT_GROUPS, block_prefix
+from quantlab.quant.amounts import HELD_OUT_TOKENS
 from quantlab.quant.block_task import BlockTask, group_rows, install, weight_of
 from quantlab.quant.device import release_freed_memory
 from quantlab.quant.fold_search import FOLD_SOURCES, Fold, apply_fold, find_fold
@@ -21,9 +22,6 @@ from quantlab.quant.stages import Stream
 from quantlab.quant.stats import Moments, add_product
 from quantlab.recipe import Gptq
 from quantlab.schemes import Scheme
-
-# Held-out tokens on which candidates are compared, evenly spaced.
-HELD_OUT_TOKENS = 2048
 
 
 @dataclass(slots=True)

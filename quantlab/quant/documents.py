@@ -13,7 +13,7 @@ import datasets
 import pyarrow
 from pyarrow import parquet
 
-import quantlab
+from quantlab.bundled import bundled_text
 from quantlab.errors import CalibrationError
 
 Document = str | list[dict[str, str]]  # plain text, or the messages of one chat
@@ -22,16 +22,6 @@ KINDS = f"a {', '.join(SUFFIXES)} file, a folder of them, or a dataset id"
 DEFAULT_FIELDS = ("messages", "text")
 MAX_FILE_CHARS = 1 << 26  # of one .txt file; about what `quant.data` takes at most
 DATASET_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(:[\w.-]+)?")
-
-
-def bundled_text() -> Path:
-    """The calibration text that comes with the package: beside it when installed, in examples/ in a source tree."""
-    package = Path(quantlab.__file__).parent
-    places = (package / "_data" / "calibration.txt", package.parent / "examples" / "text" / "calibration.txt")
-    for place in places:
-        if place.is_file():
-            return place
-    raise CalibrationError("the bundled calibration text is missing", where=str(places[0]), fix="--calibration FILE")
 
 
 def is_streamed(source: str | None) -> bool:
@@ -46,7 +36,10 @@ def read_documents(source: str | None, split: str | None, field: str | None) -> 
     `field` is the column that holds the text or the chat; by default "messages", then "text". Raises CalibrationError.
     """
     if source is None:
-        return _read_file(bundled_text(), field)
+        file = bundled_text("calibration")
+        if file is None:
+            raise CalibrationError("the bundled calibration text is missing", where="bundled", fix="--calibration FILE")
+        return _read_file(file, field)
     path = Path(source)
     if path.is_dir():
         return _read_folder(path, field)

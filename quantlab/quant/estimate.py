@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from quantlab.models.config import ModelConfig
 from quantlab.models.naming import INPUT_GROUPS, block_linear_shapes, block_tensor_shapes, tensor_shapes
+from quantlab.quant.amounts import CHUNK_ELEMENTS, HELD_OUT_TOKENS, MICRO_TOKENS, compared_samples, held_out_samples
 from quantlab.recipe import Distill, Gptq, Recipe, Rounding
 
 FP32, HALF, CODE = 4, 2, 1
@@ -16,15 +17,10 @@ CPU_CORE_RATE = 140e9
 GPU_RATE = 150e12
 # What torch and its libraries keep for themselves once work has begun: compiled kernels, packed operands.
 LIBRARIES = 60_000_000
-# Tokens in flight through a block at once, and arrays of their widest intermediate that are alive together.
-MICRO_TOKENS = 4096
+# Arrays of the widest intermediate of the tokens in flight that are alive together.
 INTERMEDIATES = 4
-# Weights of the rows solved at a time, and fp32 arrays of their size that a solver keeps.
-CHUNK_ELEMENTS = 1 << 22
+# fp32 arrays of the size of the rows solved at a time that a solver keeps.
 CHUNKS = 4
-# Tokens, at most, on which candidates are compared; samples, at least, that run through the 16-bit blocks too.
-HELD_OUT_TOKENS, HELD_OUT_SAMPLES = 2048, 16
-COMPARED = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,18 +102,7 @@ def _group_bytes(outputs: int, inputs: int, recipe: Recipe, tokens: int) -> int:
 
 
 def _compared(recipe: Recipe, samples: int) -> int:
-    """Samples that run through the 16-bit blocks too."""
-    if any(isinstance(step, Rounding) for step in recipe.passes):
-        return samples
-    share = next((p.correction_share for p in recipe.passes if isinstance(p, Gptq) and p.target_correction), None)
-    held_out = min(HELD_OUT_SAMPLES, max(1, samples // 16))
-    return 0 if share is None else min(samples, held_out + max(COMPARED, round(samples * share)))
-
-
-def solver_samples(recipe: Recipe, samples: int, gpu: bool) -> int:
-    """Samples that the solver sees: fewer on a CPU where the recipe says so."""
-    limit = next((p.cpu_samples for p in recipe.passes if isinstance(p, Gptq)), None)
-    return samples if gpu or limit is None else min(samples, limit)
+    return compared_samples(recipe, samples, held_out_samples(samples))
 
 
 def total(items: tuple[MemoryItem, ...]) -> int:

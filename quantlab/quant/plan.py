@@ -16,7 +16,8 @@ from quantlab.checkpoint.schema import quantization_config
 from quantlab.errors import RecipeError
 from quantlab.models.config import ModelConfig
 from quantlab.models.naming import INPUT_GROUPS, block_prefix, linear_shapes, tensor_shapes
-from quantlab.quant.estimate import MemoryItem, flops, memory, parameters, seconds, solver_samples, total
+from quantlab.quant.amounts import solver_samples
+from quantlab.quant.estimate import MemoryItem, flops, memory, parameters, seconds, total
 from quantlab.quant.options import DEFAULT_SAMPLES, QuantizeOptions
 from quantlab.quant.patterns import matching
 from quantlab.recipe import Override, Recipe

@@ -15,12 +15,13 @@ from quantlab.checkpoint.reader import TORCH_DTYPES, TensorReader
 from quantlab.events import Notice, StepDone
 from quantlab.models.decoder import CausalLM, build_model
 from quantlab.models.naming import FINAL_NORM, tensor_shapes
+from quantlab.quant.amounts import MICRO_TOKENS
 from quantlab.quant.block_task import weight_of
 from quantlab.quant.distill import TrainedLinear, chunked_kl, rate_at
 from quantlab.quant.journal import Journal
 from quantlab.quant.parts import Parts, part_tensors
 from quantlab.quant.setup import Setup
-from quantlab.quant.stages import MICRO_TOKENS, CalibrationAttention
+from quantlab.quant.stages import CalibrationAttention
 from quantlab.recipe import Distill
 
 STEP, STATE = "distilled", "distill-state"

@@ -19,12 +19,13 @@ from quantlab.events import Listener
 from quantlab.models.config import ModelConfig
 from quantlab.models.device import use_fast_products
 from quantlab.models.naming import EMBEDDING, tensor_shapes
+from quantlab.quant.amounts import held_out_samples, solver_samples
 from quantlab.quant.data import Blocks, load_blocks
 from quantlab.quant.device import Place, choose_place
 from quantlab.quant.options import QuantizeOptions
 from quantlab.quant.plan import assign_schemes
 from quantlab.quant.work import published_by
-from quantlab.recipe import Gptq, Recipe, Rtn
+from quantlab.recipe import Recipe, Rtn
 from quantlab.schemes import Scheme
 from quantlab.text import load_tokenizer
 
@@ -48,21 +49,17 @@ class Setup:
 
     @property
     def held_out(self) -> int:
-        """Calibration samples that no solver sees: one in sixteen, at least one and at most sixteen; the last ones."""
+        """Calibration samples that no solver sees, the last ones."""
         assert self.blocks is not None
-        return min(16, max(1, len(self.blocks.ids) // 16))
+        return held_out_samples(len(self.blocks.ids))
 
     @property
     def solver_ids(self) -> Tensor:
         """The samples `[S, T]` that run through the blocks, the held-out ones last: all, or fewer on a CPU."""
         assert self.blocks is not None
-        ids, limit = (
-            self.blocks.ids,
-            next((p.cpu_samples for p in self.options.recipe.passes if isinstance(p, Gptq)), None),
-        )
-        if limit is None or self.place.device.type != "cpu" or limit >= len(ids):
-            return ids
-        return torch.cat([ids[: max(1, limit - self.held_out)], ids[-self.held_out :]])
+        ids = self.blocks.ids
+        seen = solver_samples(self.options.recipe, len(ids), self.place.device.type != "cpu")
+        return ids if seen == len(ids) else torch.cat([ids[: seen - self.held_out], ids[-self.held_out :]])
 
 
 def prepare(options: QuantizeOptions, listener: Listener) -> Setup:

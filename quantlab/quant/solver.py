@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from quantlab.quant.amounts import CHUNK_ELEMENTS
 from quantlab.quant.gptq import Factor, corrected_target, descend, factorize, solve
 from quantlab.quant.grid import absmax_params, decode, nearest_codes, searched_params
 from quantlab.recipe import Gptq, Rtn
@@ -18,8 +19,6 @@ from quantlab_kernels.ref import quantize_per_token
 
 # Codes [N, K] int8, scales [N, G], zero points [N, G] or None.
 Chosen = tuple[Tensor, Tensor, Tensor | None]
-# Weights solved at a time, 16 MB in fp32: a solver keeps half a dozen arrays of their size.
-CHUNK_ELEMENTS = 1 << 22
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,10 +14,9 @@ from quantlab.models.attention import Attend, attend_causal
 from quantlab.models.config import ModelConfig
 from quantlab.models.layers import DecoderBlock
 from quantlab.models.rope import RopeTables, block_rope
+from quantlab.quant.amounts import CPU_MICRO_TOKENS, MICRO_TOKENS
 from quantlab.quant.device import Place
 
-# Tokens in flight through a block at once; fewer on a CPU, where what they make should stay in the cache.
-MICRO_TOKENS, CPU_MICRO_TOKENS = 4096, 2048
 # Queries that share one product with their keys: a longer block wastes work above the diagonal.
 QUERY_BLOCK = 128
 

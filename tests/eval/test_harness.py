@@ -11,7 +11,8 @@ from lm_eval.models.huggingface import HFLM
 
 from quantlab.errors import UsageError
 from quantlab.eval.harness import HarnessModel
-from quantlab.eval.task_set import TaskRequest, load_tasks, quiet_libraries
+from quantlab.eval.options import TaskOptions
+from quantlab.eval.task_set import load_tasks, quiet_libraries
 from quantlab.eval.tasks import run_tasks
 from quantlab.models.decoder import CausalLM
 from quantlab.text import Tokenizer, load_tokenizer
@@ -45,7 +46,7 @@ def answers(model: HFLM, kind: str, requests: list[Instance]) -> list:
 
 
 def test_four_tasks_score_as_in_the_harness(ours, oracle, task_dir):
-    tasks = load_tasks(TaskRequest(FOUR, task_dir))
+    tasks = load_tasks(TaskOptions(FOUR, task_dir))
     mine = run_tasks(ours.model, ours.tokenizer, tasks, 3, lambda *_: None)
     with quiet_libraries():
         found = evaluate(oracle, {"tasks": {task.name: task.task for task in tasks.tasks}}, bootstrap_iters=0)

@@ -8,8 +8,9 @@ import pytest
 from lm_eval.api.task import ConfigurableTask
 
 from quantlab.eval.harness_tasks import build, harness_file
+from quantlab.eval.options import TaskOptions
 from quantlab.eval.task_files import bundled_folder, bundled_names, find_files
-from quantlab.eval.task_set import TaskRequest, load_tasks, quiet_libraries
+from quantlab.eval.task_set import load_tasks, quiet_libraries
 
 CHOICES = ["Bring it home.", "Leave it, for [now] it's fine", "run  away"]
 # Each bundled task: the harness's name of it, an item of its own layout, and the same item of the bundled one.
@@ -95,7 +96,7 @@ def asked(task: ConfigurableTask) -> list:
 def test_prompts_and_answers_are_the_standard_ones(name: str, tmp_path: Path) -> None:
     known_as, theirs, ours = SAME_ITEMS[name]
     (tmp_path / f"{name}.jsonl").write_text(json.dumps(ours))
-    mine = load_tasks(TaskRequest((name,), tmp_path)).tasks[0].task
+    mine = load_tasks(TaskOptions((name,), tmp_path)).tasks[0].task
     assert asked(mine) == asked(standard(known_as, theirs))
 
 
@@ -110,7 +111,7 @@ def test_metrics_are_the_standard_ones(name: str) -> None:
 def test_what_is_right_scores_one(tmp_path: Path) -> None:
     for name, (_, _, item) in SAME_ITEMS.items():
         (tmp_path / f"{name}.jsonl").write_text(json.dumps(item))
-    for prepared in load_tasks(TaskRequest(("core",), tmp_path)).tasks:
+    for prepared in load_tasks(TaskOptions(("core",), tmp_path)).tasks:
         (item,) = prepared.items
         right = prepared.task.doc_to_text(item[0].doc) if prepared.name == "winogrande" else None
         gold = prepared.task.doc_to_target(item[0].doc) if right is None else right

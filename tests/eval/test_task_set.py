@@ -7,7 +7,8 @@ import pytest
 
 from quantlab.errors import UsageError
 from quantlab.eval import task_set
-from quantlab.eval.task_set import TaskRequest, TaskSet, load_tasks
+from quantlab.eval.options import TaskOptions
+from quantlab.eval.task_set import TaskSet, load_tasks
 
 QUIZ = """\
 task: quiz
@@ -36,12 +37,12 @@ def write_items(folder: Path, items: list[dict]) -> None:
 
 
 def load(folder: Path, *names: str, limit: int | None = None, allow_code: bool = False) -> TaskSet:
-    return load_tasks(TaskRequest(names or ("quiz",), folder, limit, allow_code))
+    return load_tasks(TaskOptions(names or ("quiz",), folder, limit, allow_code))
 
 
 def refused(folder: Path | None, *names: str) -> str:
     with pytest.raises(UsageError) as error:
-        load_tasks(TaskRequest(names or ("quiz",), folder))
+        load_tasks(TaskOptions(names or ("quiz",), folder))
     line = error.value.one_line()
     assert "\n" not in line
     return line
@@ -115,7 +116,7 @@ def test_an_unknown_member_of_a_group_is_named_with_its_file(quiz_dir):
 
 def test_nothing_named_is_nothing_to_do(quiz_dir):
     with pytest.raises(UsageError, match="no task was named"):
-        load_tasks(TaskRequest(()))
+        load_tasks(TaskOptions(()))
 
 
 def test_data_that_are_missing_name_the_file(quiz_dir):

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from quantlab.eval import task_stage
-from quantlab.eval.task_set import TaskRequest, TaskSet, load_tasks
+from quantlab.eval.options import TaskOptions
+from quantlab.eval.task_set import TaskSet, load_tasks
 from quantlab.eval.task_stage import Runner, baseline_tasks, candidate_tasks
 from quantlab.models.decoder import CausalLM
 
@@ -14,7 +15,7 @@ IDENTITY = ("a" * 64, "b" * 64)
 
 @pytest.fixture
 def tasks(task_dir: Path) -> TaskSet:
-    return load_tasks(TaskRequest(("quick",), task_dir, limit=6))
+    return load_tasks(TaskOptions(("quick",), task_dir, limit=6))
 
 
 @pytest.fixture

@@ -11,8 +11,9 @@ from lm_eval.evaluator import evaluate
 from quantlab.checkpoint.load import load_model
 from quantlab.errors import NumericsError, UsageError
 from quantlab.eval.harness import HarnessModel
+from quantlab.eval.options import TaskOptions
 from quantlab.eval.outcomes import TaskOutcome
-from quantlab.eval.task_set import TaskRequest, TaskSet, load_tasks, quiet_libraries
+from quantlab.eval.task_set import TaskSet, load_tasks, quiet_libraries
 from quantlab.eval.tasks import PROMPT_CHARS, run_tasks
 
 BASE = """\
@@ -30,7 +31,7 @@ MATCH = "metric_list: [{metric: exact_match, aggregation: mean, higher_is_better
 def quiz(folder: Path, text: str, items: list[dict], allow_code: bool = False) -> TaskSet:
     (folder / "quiz.yaml").write_text(text)
     (folder / "quiz.jsonl").write_text("\n".join(json.dumps(item) for item in items))
-    return load_tasks(TaskRequest(("quiz",), folder, allow_code=allow_code))
+    return load_tasks(TaskOptions(("quiz",), folder, allow_code=allow_code))
 
 
 def run(tasks: TaskSet, model, tokenizer, batch_size: int = 4) -> dict[str, TaskOutcome]:
@@ -60,7 +61,7 @@ def test_the_answer_under_acc_norm_is_by_length(books_model, books_tokenizer, tm
 
 
 def test_a_last_word_is_right_if_it_is_the_likeliest(books_model, books_tokenizer, task_dir):
-    outcome = run(load_tasks(TaskRequest(("lambada_openai",), task_dir)), books_model, books_tokenizer)[
+    outcome = run(load_tasks(TaskOptions(("lambada_openai",), task_dir)), books_model, books_tokenizer)[
         "lambada_openai"
     ]
     words = [json.loads(line)["continuation"] for line in (task_dir / "lambada_openai.jsonl").read_text().splitlines()]
@@ -88,7 +89,7 @@ def test_a_filter_of_the_task_is_applied(books_model, books_tokenizer, tmp_path)
 
 
 def test_outcomes_are_those_of_the_harnesss_own_loop(books_model, books_tokenizer, task_dir):
-    tasks = load_tasks(TaskRequest(("quick", "arc_easy"), task_dir))
+    tasks = load_tasks(TaskOptions(("quick", "arc_easy"), task_dir))
     mine = run(tasks, books_model, books_tokenizer)
     adapter = HarnessModel(books_model, books_tokenizer, 4)
     with quiet_libraries():
@@ -99,7 +100,7 @@ def test_outcomes_are_those_of_the_harnesss_own_loop(books_model, books_tokenize
 
 
 def test_a_second_run_and_another_batch_size_give_the_same(books_model, books_tokenizer, task_dir):
-    tasks = load_tasks(TaskRequest(("quick",), task_dir))
+    tasks = load_tasks(TaskOptions(("quick",), task_dir))
     assert run(tasks, books_model, books_tokenizer) == run(tasks, books_model, books_tokenizer)
     assert (
         run(tasks.first(5), books_model, books_tokenizer, 1)["piqa"].right
@@ -110,7 +111,7 @@ def test_a_second_run_and_another_batch_size_give_the_same(books_model, books_to
 def test_progress_counts_the_requests_of_all_tasks(books_model, books_tokenizer, tmp_path, task_dir):
     settings = "generation_kwargs: {until: [], max_gen_toks: 1, do_sample: false}\n"
     written = quiz(tmp_path, WRITTEN + settings + MATCH, [{"q": "It was", "a": "?"}])
-    tasks = TaskSet(load_tasks(TaskRequest(("piqa",), task_dir)).tasks + written.tasks)
+    tasks = TaskSet(load_tasks(TaskOptions(("piqa",), task_dir)).tasks + written.tasks)
     told: list[tuple[int, int]] = []
     run_tasks(books_model, books_tokenizer, tasks, 2, lambda done, total: told.append((done, total)))
     assert told == sorted(told)
@@ -140,7 +141,7 @@ def test_logits_that_are_not_numbers_are_an_error(books_5m, books_tokenizer, tas
     broken = load_model(books_5m, torch.float32, "cpu")
     broken.blocks[1].mlp.down_proj.weight[0, 0] = math.nan
     with pytest.raises(NumericsError, match="logits are NaN or infinite"):
-        run(load_tasks(TaskRequest(("piqa",), task_dir)), broken, books_tokenizer)
+        run(load_tasks(TaskOptions(("piqa",), task_dir)), broken, books_tokenizer)
 
 
 def test_choices_that_begin_alike_are_different_answers(books_model, books_tokenizer, tmp_path):

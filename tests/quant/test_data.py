@@ -14,10 +14,11 @@ import pytest
 import torch
 from pyarrow import parquet
 
+from quantlab.bundled import bundled_text
 from quantlab.errors import CalibrationError
 from quantlab.quant import data, documents
 from quantlab.quant.data import Blocks, load_blocks, pack
-from quantlab.quant.documents import bundled_text, read_documents
+from quantlab.quant.documents import read_documents
 from quantlab.quant.options import CalibrationSpec
 from quantlab.text import Tokenizer, load_tokenizer
 
@@ -46,7 +47,8 @@ def test_the_bundled_text_gives_the_default_blocks(books_tokenizer: Tokenizer) -
     assert blocks.ids.shape == (64, 1024)
     assert blocks.ids.dtype == torch.int64
     assert blocks.available >= 64
-    assert bundled_text().read_text()[:200].strip()
+    path = bundled_text("calibration")
+    assert path is not None and path.read_text()[:200].strip()
 
 
 def test_all_blocks_together_are_the_text(story: Path, books_tokenizer: Tokenizer) -> None:

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from quantlab.models.config import ModelConfig
-from quantlab.quant.estimate import block_parameters, flops, memory, parameters, seconds, solver_samples, total
+from quantlab.quant.amounts import solver_samples
+from quantlab.quant.estimate import block_parameters, flops, memory, parameters, seconds, total
 from quantlab.recipe_file import builtin
 
 LLAMA_1B: dict[str, Any] = {
