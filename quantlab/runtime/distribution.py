@@ -1,0 +1,109 @@
+"""From scores to a token: top-k, top-p, min-p and one draw a row, as pure functions on tensors.
+
+On a GPU nothing here is read back to the host and no row is sorted whole. Scores are scaled so that a row's greatest
+is 0; a row is padded with -inf to a multiple of BLOCK. Tokens that tie with the last one kept are kept as well.
+Knows nothing about requests, slots or seeds.
+"""
+
+import hashlib
+import struct
+
+import torch
+from torch import Tensor
+
+BLOCK = 512  # columns summed at once by a draw
+CANDIDATES = 256  # likeliest tokens looked at first for a nucleus, on a CPU
+_TINY = 1e-38
+_ONE = 0x3F800000  # the bits of 1.0: floats from 0 to 1 are in the order of their bits
+
+
+def uniform(seed: int, position: int) -> float:
+    """A number in [0, 1), a function of (seed, position) alone: 52 bits of a hash, so u * total < total always."""
+    digest = hashlib.blake2b(struct.pack("<QQ", seed & (1 << 64) - 1, position), digest_size=8).digest()
+    return float(int.from_bytes(digest, "little") >> 12) / float(1 << 52)
+
+
+def padded(vocab_size: int) -> int:
+    """Columns of a row of scores for `vocab_size` tokens."""
+    return -(-vocab_size // BLOCK) * BLOCK
+
+
+def keep_top_k(scores: Tensor, top_k: Tensor, greatest: int) -> None:
+    """Mask, in place, what is below each row's k-th score.
+
+    scores: [S, P] fp32; top_k: [S] int64, 0 for no limit; `greatest` is the largest of them, known to the host.
+    """
+    best = scores.topk(min(greatest, scores.shape[1]), dim=-1).values
+    last = (top_k - 1).clamp(0, best.shape[1] - 1)
+    floor = best.gather(1, last[:, None]).masked_fill_((top_k == 0)[:, None], -torch.inf)
+    scores.masked_fill_(scores < floor, -torch.inf)
+
+
+def keep_likely(scores: Tensor, top_p: Tensor | None, min_p: Tensor | None) -> None:
+    """Mask, in place, what is outside each row's nucleus, and what is less likely than min_p times the likeliest.
+
+    scores: [S, P] fp32; top_p, min_p: [S] fp32, None when no row asks. A token is in the nucleus when those likelier
+    than it have less than top_p of the probability (Holtzman et al. 2020); 0 keeps the likeliest, 1 and more keep all.
+    """
+    keep = torch.ones_like(scores, dtype=torch.bool)
+    if top_p is not None:
+        probabilities = scores.softmax(-1)
+        search = nucleus_by_bits if scores.is_cuda else nucleus_by_candidates
+        keep = probabilities >= search(probabilities, top_p.clamp(min=_TINY).masked_fill(top_p >= 1, 2.0))[:, None]
+    if min_p is not None:
+        keep &= scores >= min_p.log()[:, None]
+    scores.masked_fill_(~keep, -torch.inf)
+
+
+def nucleus_by_bits(probabilities: Tensor, top_p: Tensor) -> Tensor:
+    """The least probability in each row's nucleus, by bisection over the bits of a float: 30 sums, nothing sorted.
+
+    probabilities: [S, P] fp32; top_p: [S] fp32. Never waits for the device.
+    """
+    below = torch.full_like(top_p, -1, dtype=torch.int32)
+    within = torch.full_like(below, _ONE)
+    for _ in range(31):  # 2^30 < _ONE + 1 < 2^31 candidates
+        middle = below + (within - below) // 2
+        limit = middle.clamp(min=0).view(torch.float32)[:, None]
+        enough = torch.where(probabilities > limit, probabilities, 0.0).sum(-1) < top_p
+        enough &= middle >= 0
+        within = torch.where(enough, middle, within)
+        below = torch.where(enough, below, middle)
+    return within.view(torch.float32)
+
+
+def nucleus_by_candidates(probabilities: Tensor, top_p: Tensor) -> Tensor:
+    """The same by sorting a row's likeliest tokens, more of them only where the first do not reach top_p.
+
+    Looks at the numbers between the rounds, which on a GPU would wait for the device.
+    """
+    floor = torch.zeros_like(top_p)
+    rows, width = torch.arange(len(top_p), device=top_p.device), CANDIDATES
+    while len(rows):
+        best = probabilities[rows].topk(min(width, probabilities.shape[1]), dim=-1).values
+        likelier = best.cumsum(-1, dtype=torch.float64) - best
+        count = (likelier < top_p[rows, None]).sum(-1).clamp_(min=1)  # 0 in a row of NaN alone
+        floor[rows] = best.gather(1, (count - 1)[:, None])[:, 0]
+        whole = best.shape[1] == probabilities.shape[1]
+        # All candidates being in the nucleus, the next token might be as well.
+        rows = rows[:0] if whole else rows[(count == best.shape[1]) & (best[:, -1] > 0)]
+        width *= 16
+    return floor
+
+
+def draw(probabilities: Tensor, uniforms: Tensor) -> Tensor:
+    """A token a row by inverting the distribution function at `uniforms`; int64 [S].
+
+    probabilities: [S, P] fp32, not necessarily of sum 1; uniforms: [S] fp64 in [0, 1 - 2^-52]. Sums by blocks first, in
+    fp64, so that the tail of a large vocabulary keeps its probability; a token of probability 0 is never drawn.
+    """
+    blocks = probabilities.view(len(probabilities), -1, BLOCK)
+    mass = blocks.sum(-1, dtype=torch.float64)
+    ends = mass.cumsum(-1)
+    target = (uniforms * ends[:, -1])[:, None]
+    block = (ends <= target).sum(-1, keepdim=True).clamp_(max=mass.shape[1] - 1)
+    rest = target - (ends - mass).gather(1, block)
+    inside = blocks.gather(1, block[:, :, None].expand(-1, 1, BLOCK))[:, 0].double().cumsum(-1)
+    # Rounding may put the rest just outside the block, where only tokens of probability 0 would be left.
+    rest = torch.minimum(rest.clamp_(min=0), inside[:, -1:] * (1 - 2.0**-50))
+    return block[:, 0] * BLOCK + (inside <= rest).sum(-1).clamp_(max=BLOCK - 1)

@@ -1,0 +1,253 @@
+"""Chooses the next token of each sequence on the device, and reads back what it chose when it is asked.
+
+`launch` never waits for the device, so that a step can be launched before the one before was read. What a seeded
+sequence draws depends on its seed and the token's position alone, never on the rest of the batch. Knows nothing about
+models, blocks or text.
+"""
+
+import secrets
+from collections.abc import Sequence as Ordered
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from quantlab.runtime.batch import Sampled, Slice
+from quantlab.runtime.distribution import draw, padded, uniform
+from quantlab.runtime.logprobs import LogprobTensors, read_logprobs, start_copy, token_logprobs
+from quantlab.runtime.request import Grammar, Sequence, TokenLogprobs
+from quantlab.runtime.sampler_rows import (
+    History,
+    Plan,
+    Row,
+    change_scores,
+    filter_scores,
+    is_penalised,
+    make_plan,
+    upload,
+)
+
+NOT_FINITE = "the model's scores are not finite"
+NOTHING_LEFT = "no token is left to choose: grammar, bias or min_tokens exclude all"
+_NOT_FINITE, _NOTHING_LEFT = -1, -2  # what a failed row has in place of a token
+
+
+class Matcher(Protocol):
+    """The state of one sequence's grammar."""
+
+    def consume(self, token_ids: Ordered[int]) -> None:
+        """Go on by tokens that were sampled."""
+
+    def fill(self, mask: Tensor) -> None:
+        """Write which tokens may come next: mask: [ceil(V / 32)] int32 on the host, bit i of word w for 32 w + i."""
+
+
+class Grammars(Protocol):
+    """Makes matchers for one tokenizer."""
+
+    def start(self, grammar: Grammar) -> Matcher:
+        """A matcher at the beginning of `grammar`; one that allows nothing if it cannot be compiled."""
+
+
+@dataclass(slots=True)
+class _Guided:
+    """A matcher and how many output tokens it has consumed."""
+
+    matcher: Matcher
+    consumed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """One step's choice. `tokens`: [S] int64 on the device, a failed row has 0; the rest is for `result`."""
+
+    tokens: Tensor
+    codes: Tensor
+    places: tuple[int, ...]
+    logprobs: LogprobTensors | None
+    asking: tuple[tuple[int, int], ...]
+    done: torch.cuda.Event | None
+
+    def result(self) -> Sampled:
+        """Wait until it is there; `failed` names slices by their place in the batch, their token id is 0."""
+        if self.done is not None:
+            self.done.synchronize()
+        codes: list[int] = self.codes.tolist()
+        sentences = {_NOT_FINITE: NOT_FINITE, _NOTHING_LEFT: NOTHING_LEFT}
+        failed = tuple((place, sentences[code]) for place, code in zip(self.places, codes, strict=True) if code < 0)
+        return Sampled(tuple(max(code, 0) for code in codes), self._logprobs(len(codes)), failed=failed)
+
+    def _logprobs(self, rows: int) -> tuple[TokenLogprobs | None, ...] | None:
+        if self.logprobs is None:
+            return None
+        values: list[TokenLogprobs | None] = [None] * rows
+        read = read_logprobs(self.logprobs, [top for _, top in self.asking])
+        for (row, _), value in zip(self.asking, read, strict=True):
+            values[row] = value
+        return tuple(values)
+
+
+class Sampler:
+    """Samples for up to `max_num_seqs` sequences at a time, each in the slot that the scheduler gave it.
+
+    `last_tokens`: [max_num_seqs] int64 on the device, the token that each slot sampled last: what a step is computed
+    from when the host does not know it yet. Memory: 5 bytes a slot and token of the vocabulary, from the start.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        max_num_seqs: int,
+        device: torch.device,
+        eos_token_ids: Ordered[int] = (),
+        grammars: Grammars | None = None,
+    ):
+        self.vocab_size = vocab_size
+        self.device = device
+        self.eos_token_ids = tuple(eos_token_ids)
+        self.grammars = grammars
+        self.width = padded(vocab_size)
+        self.last_tokens = torch.zeros(max_num_seqs, dtype=torch.int64, device=device)
+        shape = (max_num_seqs, self.width)
+        self.history = History(
+            torch.zeros(shape, dtype=torch.int32, device=device), torch.zeros(shape, dtype=torch.bool, device=device)
+        )
+        self._serials: dict[int, int] = {}  # of the sequence in each slot: a slot's next sequence is another
+        self._seeds: dict[int, int] = {}
+        self._guided: dict[int, _Guided] = {}
+        self._admitted = 0
+        self._plan: tuple[object, Plan] | None = None
+
+    def admit(self, sequence: Sequence) -> None:
+        """Take `sequence` into its slot, with the output it has already when it was preempted before."""
+        slot, params = sequence.slot, sequence.request.params
+        assert slot is not None and slot not in self._serials
+        self._admitted += 1
+        self._serials[slot] = self._admitted
+        self._seeds[slot] = secrets.randbits(64) if params.seed is None else params.seed
+        if params.grammar is not None:
+            assert self.grammars is not None, "a grammar was asked of a sampler without grammars"
+            self._guided[slot] = _Guided(self.grammars.start(params.grammar))
+        if is_penalised(params):
+            self._remember(slot, sequence)
+
+    def release(self, slot: int) -> None:
+        """Forget the sequence in `slot`, if there is one: it may have been sent back before it began."""
+        self._serials.pop(slot, None)
+        self._seeds.pop(slot, None)
+        self._guided.pop(slot, None)
+
+    def launch(self, logits: Tensor, slices: Ordered[Slice]) -> Draw:
+        """Begin to sample for those of `slices` that sample.
+
+        logits: [S, V] of any float dtype, a row for each of them in order; they are not changed. A sequence with a
+        grammar must have no token that the host does not know.
+        """
+        sampling = [(place, part) for place, part in enumerate(slices) if part.samples]
+        places, parts = tuple(place for place, _ in sampling), [part for _, part in sampling]
+        assert logits.shape == (len(parts), self.vocab_size)
+        plan = self._plan_for(parts)
+        codes = self._choose(logits, plan, parts)
+        tokens = codes.clamp(min=0)
+        self.last_tokens.index_copy_(0, plan.slots, tokens)
+        if plan.penalties is not None:
+            drawn = (plan.penalties.slots, tokens.index_select(0, plan.penalties.rows))
+            self.history.counts.index_put_(drawn, torch.ones_like(drawn[0], dtype=torch.int32), accumulate=True)
+        asking = tuple((row, top) for row, part in enumerate(parts) if (top := _logprobs_of(part)) is not None)
+        logprobs = self._logprobs(logits, tokens, asking).to_host() if asking else None
+        return Draw(tokens, start_copy(codes), places, logprobs, asking, self._mark())
+
+    def _choose(self, logits: Tensor, plan: Plan, parts: Ordered[Slice]) -> Tensor:
+        """[S] int64: a token a row, or why there is none."""
+        guided = [(row, slot) for row, part in enumerate(parts) if (slot := part.sequence.slot) in self._guided]
+        if not plan.random and not plan.changes_scores and not guided:
+            return _checked(*logits.max(-1))
+        scores = logits.new_full((len(parts), self.width), -torch.inf, dtype=torch.float32)
+        scores[:, : self.vocab_size] = logits
+        change_scores(scores, plan, self.history)
+        if guided:
+            self._mask(scores, guided, parts)
+        best, likeliest = scores.max(-1)
+        if plan.random:
+            drawn = self._draw(scores.sub_(best[:, None]), plan, parts)
+            likeliest = drawn if plan.greedy is None else torch.where(plan.greedy, likeliest, drawn)
+        return _checked(best, likeliest)
+
+    def _draw(self, scores: Tensor, plan: Plan, parts: Ordered[Slice]) -> Tensor:
+        if plan.inverse_temperature is not None:
+            scores.mul_(plan.inverse_temperature)
+        if plan.filters is not None:
+            filter_scores(scores, plan.filters)
+        uniforms = [0.0] * len(parts)
+        for row in plan.random:
+            part = parts[row]
+            uniforms[row] = uniform(self._seeds[_slot(part)], part.start + part.count)
+        return draw(scores.exp_(), upload(uniforms, torch.float64, self.device))
+
+    def _plan_for(self, parts: Ordered[Slice]) -> Plan:
+        rows = [Row(part.sequence.request.params, _slot(part), self._blocked(part)) for part in parts]
+        key = tuple((self._serials[row.slot], row.blocked) for row in rows)
+        if self._plan is None or self._plan[0] != key:
+            self._plan = key, make_plan(rows, self.width, self.device)
+        return self._plan[1]
+
+    def _blocked(self, part: Slice) -> tuple[int, ...]:
+        """The tokens that would end a sequence too soon."""
+        params = part.sequence.request.params
+        if part.start + part.count - part.sequence.prompt_length >= params.min_tokens:
+            return ()
+        ending = (*params.stop_token_ids, *(() if params.ignore_eos else self.eos_token_ids))
+        return tuple(token for token in ending if 0 <= token < self.vocab_size)
+
+    def _mask(self, scores: Tensor, guided: Ordered[tuple[int, int]], parts: Ordered[Slice]) -> None:
+        words = torch.zeros(len(guided), self.width // 32, dtype=torch.int32, pin_memory=self.device.type == "cuda")
+        for mask, (row, slot) in zip(words, guided, strict=True):
+            state, known = self._guided[slot], parts[row].sequence.output_ids
+            assert parts[row].start + parts[row].count == parts[row].sequence.length, "its last token is not known yet"
+            state.matcher.consume(known[state.consumed :])
+            state.consumed = len(known)
+            state.matcher.fill(mask[: -(-self.vocab_size // 32)])
+        bits = torch.arange(32, dtype=torch.int32, device=self.device)
+        allowed = (words.to(self.device, non_blocking=True)[:, :, None] >> bits) & 1
+        rows = upload([row for row, _ in guided], torch.int64, self.device)
+        some = scores.index_select(0, rows).masked_fill_(allowed.view(len(guided), -1) == 0, -torch.inf)
+        scores.index_copy_(0, rows, some)
+
+    def _remember(self, slot: int, sequence: Sequence) -> None:
+        """The history of a penalised sequence from its text."""
+        self.history.prompt[slot].zero_().index_fill_(
+            0, upload(sequence.request.prompt_ids, torch.int64, self.device), True
+        )
+        written = upload(sequence.output_ids, torch.int64, self.device)
+        ones = torch.ones_like(written, dtype=torch.int32)
+        self.history.counts[slot].zero_().index_add_(0, written, ones)
+
+    def _logprobs(self, logits: Tensor, tokens: Tensor, asking: tuple[tuple[int, int], ...]) -> LogprobTensors:
+        if len(asking) < len(tokens):
+            rows = upload([row for row, _ in asking], torch.int64, self.device)
+            logits, tokens = logits.index_select(0, rows), tokens.index_select(0, rows)
+        return token_logprobs(logits, tokens, max(top for _, top in asking))
+
+    def _mark(self) -> torch.cuda.Event | None:
+        if self.device.type != "cuda":
+            return None
+        done = torch.cuda.Event()
+        done.record()
+        return done
+
+
+def _slot(part: Slice) -> int:
+    slot = part.sequence.slot
+    assert slot is not None, "a sequence that samples has a slot"
+    return slot
+
+
+def _logprobs_of(part: Slice) -> int | None:
+    return part.sequence.request.params.logprobs
+
+
+def _checked(best: Tensor, tokens: Tensor) -> Tensor:
+    """`tokens`, save where the row's greatest score says that there is none to choose."""
+    tokens = torch.where(best == -torch.inf, _NOTHING_LEFT, tokens)
+    return torch.where(best.isnan() | (best == torch.inf), _NOT_FINITE, tokens)
