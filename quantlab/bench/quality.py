@@ -29,6 +29,7 @@ from quantlab.bench.measure import (
 from quantlab.checkpoint.load import load_model
 from quantlab.errors import QuantlabError, UsageError
 from quantlab.eval.perplexity import Fidelity, compare
+from quantlab.models.device import find_device
 
 METHODS = {
     "w4a16": ("rtn", "gptq", "awq", "awq-gptq", "fast", "balanced", "best"),
@@ -100,11 +101,12 @@ def peer(model: Path, out: Path, settings: Settings) -> float:
 
 
 def measure(job: Job, methods: Sequence[str], settings: Settings) -> Iterator[Run]:
-    """Every method on one model, on each of its texts, as soon as it is known."""
-    baseline = load_model(job.model, torch.float32, "cpu")
+    """Every method on one model, on each of its texts, as soon as it is known; measured in fp32 on the same device."""
+    device = find_device(settings.device)
+    baseline = load_model(job.model, torch.float32, device)
     for method in methods:
         folder, seconds = make(job, method, settings)
-        candidate = load_model(folder, torch.float32, "cpu")
+        candidate = load_model(folder, torch.float32, device)
         for text, files in job.texts.items():
             ids = held_out_ids(job.model, files, settings.tokens)
             yield Run(method, job.model.name, text, seconds, compare(baseline, candidate, ids))

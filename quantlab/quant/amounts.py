@@ -10,7 +10,7 @@ MICRO_TOKENS, CPU_MICRO_TOKENS = 4096, 2048
 # Weights solved at a time, 16 MB in fp32: a solver keeps half a dozen arrays of their size.
 CHUNK_ELEMENTS = 1 << 22
 # Held-out tokens on which candidates are compared, evenly spaced; samples that they come from, at most.
-HELD_OUT_TOKENS, HELD_OUT_SAMPLES = 2048, 16
+HELD_OUT_TOKENS, HELD_OUT_SAMPLES = 1024, 16
 # Samples, at least, on which the 16-bit model runs beside the quantized one.
 COMPARED = 24
 
