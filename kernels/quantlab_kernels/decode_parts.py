@@ -11,6 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from quantlab_kernels.launch import has_pdl
+
 # The merge reads this many parts at most, and is compiled for these counts only.
 PART_BUCKETS = (16, 64, 128)
 # A window that no length reaches: attention over all tokens.
@@ -19,12 +21,16 @@ NO_WINDOW = 2**30
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A grid: warps a program, tokens a step, pipeline stages, and parts that a sequence's tokens are cut into."""
+    """A grid: warps a program, tokens a step, pipeline stages, and parts that a sequence's tokens are cut into.
+
+    early: whether it may start while the kernel before it still runs.
+    """
 
     warps: int
     tokens: int
     stages: int
     parts: int
+    early: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +49,11 @@ def plan_16bit(pairs: int, tokens: int, head_dim: int, processors: int) -> Plan:
     """
     per_processor = triton.cdiv(max(pairs, 1), processors)
     if head_dim > 128:
-        return Plan(4, 32, 3, _parts(pairs, tokens, 32, 2 * processors))
+        return _plan(4, 32, 3, _parts(pairs, tokens, 32, 2 * processors))
     if per_processor <= 2:
-        return Plan(4, 64, 5, _parts(pairs, tokens, 64, 2 * processors))
+        return _plan(4, 64, 5, _parts(pairs, tokens, 64, 2 * processors))
     stages = 7 if per_processor <= 4 else 5 if per_processor <= 6 else 3
-    return Plan(1, 32, stages, _parts(pairs, tokens, 32, 4 * processors))
+    return _plan(1, 32, stages, _parts(pairs, tokens, 32, 4 * processors))
 
 
 def plan_int8(pairs: int, tokens: int, head_dim: int, processors: int) -> Plan:
@@ -58,7 +64,7 @@ def plan_int8(pairs: int, tokens: int, head_dim: int, processors: int) -> Plan:
     per_pair = max(1, 8 * processors // max(pairs, 1))
     few = 2 if tokens > 8192 or pairs * tokens <= 4096 else 1
     warps = few if per_pair > 4 else 1 << (per_pair.bit_length() - 1)
-    return Plan(warps, 32, 1, _parts(pairs, tokens, 32 * warps, processors * 8 // warps))
+    return _plan(warps, 32, 1, _parts(pairs, tokens, 32 * warps, processors * 8 // warps))
 
 
 def empty_parts(pairs: int, parts: int, group: int, head_dim: int, like: Tensor) -> Parts:
@@ -67,9 +73,9 @@ def empty_parts(pairs: int, parts: int, group: int, head_dim: int, like: Tensor)
     return Parts(output, torch.empty(pairs, parts, group, dtype=torch.float32, device=like.device))
 
 
-def has_pdl(x: Tensor) -> bool:
-    """Whether kernels on x's device may start before the one ahead of them ends (programmatic dependent launch)."""
-    return x.is_cuda and torch.cuda.get_device_capability(x.device) >= (9, 0)
+def _plan(warps: int, tokens: int, stages: int, parts: int) -> Plan:
+    """A grid that starts early where few sequences leave the GPU half empty; a full wave would begin unevenly."""
+    return Plan(warps, tokens, stages, parts, early=parts > 1)
 
 
 def _parts(pairs: int, tokens: int, step: int, slots: int) -> int:

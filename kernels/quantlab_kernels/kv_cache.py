@@ -17,6 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from quantlab_kernels.launch import has_pdl, require, require_gpu
+
 HEAD_DIMS = (64, 96, 128, 256)
 TILE_TOKENS = 16  # tokens of an INT8 tile, and the multiple that a block's size must be of
 INT8_MAX = 127.0
@@ -104,18 +106,18 @@ class HeadNorm:
     eps: float
 
 
-def require(condition: bool, sentence: str) -> None:
-    """Refuse an argument of a kernel in one sentence: ValueError."""
-    if not condition:
-        raise ValueError(sentence)
-
-
 def empty_cache(blocks: int, kv_heads: int, block_size: int, head_dim: int, like: Tensor, int8: bool) -> KVCache:
     """A cache of `blocks` blocks on like's device, in like's dtype or INT8; contents are undefined until written."""
     dtype = torch.int8 if int8 else like.dtype
     k, v = (torch.empty(blocks, kv_heads, block_size, head_dim, dtype=dtype, device=like.device) for _ in "kv")
     shape = (blocks, kv_heads, block_size // TILE_TOKENS, 2, TILE_TOKENS)
     return KVCache(k, v, torch.empty(shape, dtype=torch.float32, device=like.device) if int8 else None)
+
+
+def split_qkv(qkv: Tensor, heads: int, kv_heads: int, head_dim: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Views q [M, H, D], k and v [M, KV heads, D] of a fused projection [M, (H + 2 KV heads) D]; nothing is copied."""
+    q, k, v = qkv.view(-1, heads + 2 * kv_heads, head_dim).split([heads, kv_heads, kv_heads], dim=1)
+    return q, k, v
 
 
 @triton.jit
@@ -134,7 +136,12 @@ def _write_kernel(
     k_cache, v_cache, scales, slots, q_heads, kv_heads,
     HEAD_DIM: tl.constexpr, HALF: tl.constexpr, PAIRS: tl.constexpr, REST: tl.constexpr, DIM: tl.constexpr,
     HEADS: tl.constexpr, BLOCK_SIZE: tl.constexpr, NORM: tl.constexpr, INT8: tl.constexpr, TILE: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
+    if PDL:
+        # In this order: attention fills the GPU in one even wave only if what came before this kernel is gone by then.
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
     # HALF: pairs that turn (0: none); PAIRS, REST, DIM: powers of two that hold the pairs, the other channels, all.
     token = tl.program_id(0).to(tl.int64)
     tiles_q = tl.cdiv(q_heads, HEADS)
@@ -220,12 +227,14 @@ def write_kv(
     scales = cache.k if cache.scales is None else cache.scales
     turn = (slots, slots, slots) if rope is None else (rope.cos, rope.sin, rope.positions)
     weights = (q, q, 0.0) if norm is None else (norm.q, norm.k, norm.eps)
+    pdl = has_pdl(q)
     _write_kernel[grid](
         q, k, v, q.stride(0), k.stride(0), v.stride(0), *turn, *weights,
         cache.k, cache.v, scales, slots, q.shape[1], cache.kv_heads,
         HEAD_DIM=head_dim, HALF=half, PAIRS=triton.next_power_of_2(max(half, 1)),
         REST=triton.next_power_of_2(max(head_dim - 2 * half, 1)), DIM=triton.next_power_of_2(head_dim),
         HEADS=heads, BLOCK_SIZE=cache.block_size, NORM=norm is not None, INT8=cache.is_int8, TILE=TILE_TOKENS,
+        PDL=pdl, launch_pdl=pdl,
     )  # fmt: skip
 
 
@@ -236,8 +245,7 @@ def check_heads(name: str, x: Tensor, heads: int, cache: KVCache) -> None:
     known = (torch.float16, torch.bfloat16) if cache.is_int8 else (cache.k.dtype,)
     require(x.dtype in known, f"{name} is {x.dtype}; this cache takes {' or '.join(map(str, known))}")
     require(x.device == cache.k.device, f"{name} is on {x.device}, the cache on {cache.k.device}")
-    on_gpu = x.is_cuda or triton.knobs.runtime.interpret
-    require(on_gpu, f"{name} is on {x.device}; the kernels run on a GPU (use quantlab_kernels.ref_attention there)")
+    require_gpu(name, x, "ref_attention")
 
 
 def _check_rope(rope: Rope | None, tokens: int, head_dim: int) -> int:

@@ -19,12 +19,12 @@ from quantlab_kernels.decode_parts import (
     Parts,
     Plan,
     empty_parts,
-    has_pdl,
     launch_merge,
     plan_16bit,
     plan_int8,
 )
-from quantlab_kernels.kv_cache import KVCache, Pages, check_heads, require
+from quantlab_kernels.kv_cache import KVCache, Pages, check_heads
+from quantlab_kernels.launch import has_pdl, require
 from quantlab_kernels.paged_decode_int8 import HEADS_INT8, launch_int8
 
 # More query heads than this on a KV head take several programs, each with its own pass over K and V.
@@ -39,6 +39,7 @@ def _decode_kernel(
 ):  # fmt: skip
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     part, sequence = tl.program_id(0), tl.program_id(2)
     head, tile = tl.program_id(1) % KV_HEADS, tl.program_id(1) // KV_HEADS
     n = tl.load(lengths + sequence)
@@ -137,8 +138,7 @@ def _launch_16bit(
         q.stride(0), pages.blocks.shape[1], plan.parts, scores[1],
         KV_HEADS=cache.kv_heads, GROUP=group, HEAD_DIM=head_dim, DIM=triton.next_power_of_2(head_dim), ROWS=rows,
         TOKENS=plan.tokens, BLOCK_SIZE=cache.block_size, STAGES=plan.stages, SPLIT=plan.parts > 1,
-        PDL=plan.parts > 1 and has_pdl(q),
-        num_warps=plan.warps, num_stages=plan.stages,
+        PDL=has_pdl(q), num_warps=plan.warps, num_stages=plan.stages, launch_pdl=plan.early and has_pdl(q),
     )  # fmt: skip
 
 

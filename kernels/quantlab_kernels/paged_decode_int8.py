@@ -14,8 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from quantlab_kernels.decode_parts import NO_WINDOW, Parts, Plan, has_pdl
+from quantlab_kernels.decode_parts import NO_WINDOW, Parts, Plan
 from quantlab_kernels.kv_cache import KVCache, Pages
+from quantlab_kernels.launch import has_pdl
 
 # Query heads of a KV head that one program serves: two planes of 8 fill the 16 rows of an mma.
 HEADS_INT8 = 8
@@ -180,6 +181,7 @@ def _decode_int8_kernel(
 ):  # fmt: skip
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     part, sequence = tl.program_id(0), tl.program_id(2)
     head, group_at = tl.program_id(1) % KV_HEADS, tl.program_id(1) // KV_HEADS * HEADS
     n = tl.load(lengths + sequence)
@@ -256,8 +258,8 @@ def launch_int8(
         parts.output, parts.weight, scores[0], q.stride(0), pages.blocks.shape[1], plan.parts, scores[1],
         KV_HEADS=cache.kv_heads, GROUP=group, HEAD_DIM=head_dim, DIM=triton.next_power_of_2(head_dim), HEADS=rows,
         WARPS=plan.warps, BLOCK_SIZE=cache.block_size, SPLIT=plan.parts > 1, AHEAD=head_dim <= 128,
-        WINDOW=scores[1] < NO_WINDOW, ASSEMBLY=_has_assembly(q), PDL=plan.parts > 1 and has_pdl(q),
-        num_warps=plan.warps, num_stages=1,
+        WINDOW=scores[1] < NO_WINDOW, ASSEMBLY=_has_assembly(q), PDL=has_pdl(q),
+        num_warps=plan.warps, num_stages=1, launch_pdl=plan.early and has_pdl(q),
     )  # fmt: skip
 
 

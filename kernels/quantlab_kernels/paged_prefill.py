@@ -17,7 +17,8 @@ import triton.language as tl
 from torch import Tensor
 
 from quantlab_kernels.decode_parts import NO_WINDOW
-from quantlab_kernels.kv_cache import KVCache, Pages, check_heads, require
+from quantlab_kernels.kv_cache import KVCache, Pages, check_heads
+from quantlab_kernels.launch import require
 from quantlab_kernels.paged_prefill_hopper import is_known, launch_hopper
 
 # A group must fit the rows of the smallest tile.

@@ -9,6 +9,7 @@ Cholesky factor in place of a Cholesky, an inverse and a second Cholesky: a thir
 """
 
 from dataclasses import dataclass
+from importlib import import_module
 
 import torch
 from torch import Tensor
@@ -20,6 +21,8 @@ from quantlab.schemes import Scheme
 MAX_RETRIES = 12
 # Columns between two matrix products: few enough that what they share stays in the cache.
 BLOCK = 32
+# The most that the kernel takes on a GPU.
+GPU_BLOCK = 128
 # Lengths of products are rounded up to this many columns: the CPU library compiles and keeps code for every shape it
 # meets, which came to half a gigabyte where each block had a length of its own.
 FEW_SHAPES = 512
@@ -74,19 +77,22 @@ def solve(
     st = spread_groups(scales, w.shape[1]).t()[order]
     zt = None if zeros is None else spread_groups(zeros, w.shape[1]).t()[order]
     errors, codes = torch.zeros_like(wt), torch.empty_like(wt)
+    inside = solve_block
+    if w.is_cuda:
+        inside, block_size = _solve_block_at_once, min(block_size, GPU_BLOCK)
     for stop in range(len(wt), 0, -block_size):
         span = slice(max(0, stop - block_size), stop)
         feedback = upper[span] / upper.diagonal()[span, None]
         heard = slice(stop // FEW_SHAPES * FEW_SHAPES, None)  # from `stop` on; errors in front of it are still zero
         target = torch.addmm(wt[span], feedback[:, heard], errors[heard])
         grid = (st[span], None if zt is None else zt[span])
-        _solve_block(wt[span], target, grid, feedback[:, span], (codes[span], errors[span]), scheme)
+        inside(wt[span], target, grid, feedback[:, span], (codes[span], errors[span]), scheme)
     out = torch.empty(codes.shape, dtype=torch.int8, device=w.device)
     out[order] = codes.to(torch.int8)
     return out.t().contiguous()
 
 
-def _solve_block(
+def solve_block(
     wt: Tensor,
     target: Tensor,
     grid: tuple[Tensor, Tensor | None],
@@ -94,7 +100,10 @@ def _solve_block(
     out: tuple[Tensor, Tensor],
     scheme: Scheme,
 ) -> None:
-    """Round a block's columns (here rows), last first; fills the codes and errors of `out`."""
+    """Round a block's columns (here rows), last first; fills the codes and errors of `out`, and spoils `target`.
+
+    wt, target: [C, N] fp32; grid: scales and zero points [C, N]; inner: [C, C], what row i takes of the error of row j.
+    """
     (st, zt), (codes, errors) = grid, out
     # Each error goes at once to all columns that are left: what a column costs is the number of calls, and this one
     # is a fifth of a matrix-vector product's.
@@ -105,6 +114,19 @@ def _solve_block(
         q.round_().clamp_(scheme.code_min, scheme.code_max)
         torch.addcmul(wt[i], q if zt is None else q - zt[i], st[i], value=-1.0, out=errors[i])
         target[:i].addcmul_(inner[:i, i : i + 1], errors[i])
+
+
+def _solve_block_at_once(
+    wt: Tensor,
+    target: Tensor,
+    grid: tuple[Tensor, Tensor | None],
+    inner: Tensor,
+    out: tuple[Tensor, Tensor],
+    scheme: Scheme,
+) -> None:
+    """`solve_block` as one kernel, since a GPU waits most of the time when every column takes six launches."""
+    kernels = import_module("quantlab_kernels.gptq_block")  # imports Triton, which machines without a GPU may lack
+    kernels.gptq_block(wt, target, grid, inner, out, (scheme.code_min, scheme.code_max))
 
 
 def corrected_target(w: Tensor, residual: Tensor, factor: Factor, strength: float) -> Tensor:
