@@ -1,0 +1,105 @@
+"""From a folder to an engine that serves it: weights loaded, memory measured, keys and values given their room.
+
+Knows nothing about requests or servers.
+"""
+
+import time
+from collections import Counter
+from pathlib import Path
+
+from quantlab.checkpoint.folder import read_json_object
+from quantlab.checkpoint.model_folder import open_model
+from quantlab.models.config import ModelConfig
+from quantlab.runtime.backend import Backend, choose_backend
+from quantlab.runtime.engine import Engine
+from quantlab.runtime.options import EngineInfo, EngineOptions
+from quantlab.runtime.sampler import Grammars, Sampler
+from quantlab.runtime.scheduler import Scheduler
+from quantlab.runtime.sizes import Sizes, limits_of, sizes_of
+from quantlab.runtime.source import FolderSource
+from quantlab.runtime.weights import Source, Weights, build_weights
+from quantlab.schemes import Scheme, describe
+
+
+def build_engine(folder: Path, options: EngineOptions, grammars: Grammars | None = None) -> Engine:
+    """An engine for the model in `folder`, 16-bit or packed, ready for requests.
+
+    Raises CheckpointError or UnsupportedModel for the folder, UsageError for options that cannot be.
+    """
+    begin = time.perf_counter()
+    model = open_model(folder)
+    backend = choose_backend(options, model.config)
+    source = FolderSource(model, backend.dtype, backend.device)
+    identity = Identity(folder.resolve().name, describe_schemes(model.schemes), end_tokens(folder, model.config))
+    return assemble(source, backend, options, identity, grammars, begin)
+
+
+class Identity:
+    """What an engine is called, how its weights are stored, which tokens end a text."""
+
+    def __init__(self, name: str, scheme: str, eos_token_ids: tuple[int, ...]):
+        self.name, self.scheme, self.eos_token_ids = name, scheme, eos_token_ids
+
+
+def assemble(
+    source: Source,
+    backend: Backend,
+    options: EngineOptions,
+    identity: Identity,
+    grammars: Grammars | None,
+    begin: float,
+) -> Engine:
+    """An engine for the weights of `source` on `backend`; `begin` is when its start began, by time.perf_counter."""
+    config = source.config
+    limits = limits_of(options, config, backend.device)
+    weights = build_weights(source, backend.make_linear, limits.max_model_len)
+    sizes = sizes_of(options, limits, config, (backend.device, backend.dtype))
+    sampler = Sampler(config.vocab_size, sizes.max_num_seqs, backend.device, identity.eos_token_ids, grammars)
+    runner = backend.runner(weights, sizes, sampler)
+    info = engine_info(weights, backend, sizes, identity, time.perf_counter() - begin)
+    # A CPU computes a step before its launch returns, so there is nothing to overlap.
+    overlap = options.overlap and backend.device.type == "cuda"
+    return Engine(Scheduler(info, options.policy, options.prefix_caching), runner, info, overlap)
+
+
+def engine_info(weights: Weights, backend: Backend, sizes: Sizes, identity: Identity, seconds: float) -> EngineInfo:
+    """What was built."""
+    config = weights.config
+    dtype = str(backend.dtype).removeprefix("torch.")
+    return EngineInfo(
+        model=identity.name,
+        architecture=config.architecture,
+        scheme=identity.scheme,
+        device=str(backend.device),
+        dtype=dtype,
+        weight_bytes=weights.nbytes,
+        kv_dtype="int8" if sizes.int8_kv else dtype,
+        kv_bytes=sizes.num_blocks * sizes.block_bytes,
+        block_size=sizes.block_size,
+        num_blocks=sizes.num_blocks,
+        max_model_len=sizes.max_model_len,
+        max_num_seqs=sizes.max_num_seqs,
+        max_batch_tokens=sizes.max_batch_tokens,
+        vocab_size=config.vocab_size,
+        eos_token_ids=identity.eos_token_ids,
+        kernels=weights.kernels(),
+        startup_seconds=seconds,
+    )
+
+
+def describe_schemes(schemes: dict[str, Scheme | None]) -> str:
+    """The scheme of most linears, and how many have another."""
+    counts = Counter(describe(scheme) for scheme in schemes.values())
+    (name, _), *others = counts.most_common()
+    return name if not others else f"{name} (" + ", ".join(f"{count} layers {other}" for other, count in others) + ")"
+
+
+def end_tokens(folder: Path, config: ModelConfig) -> tuple[int, ...]:
+    """The tokens that end a text: those of generation_config.json where it names some, else config.json's."""
+    path = folder / "generation_config.json"
+    if not path.is_file():
+        return config.eos_token_ids
+    value = read_json_object(path, folder).get("eos_token_id")
+    ids = value if isinstance(value, list) else [value]
+    known = tuple(i for i in ids if type(i) is int and 0 <= i < config.vocab_size)
+    return known or config.eos_token_ids

@@ -1,0 +1,43 @@
+"""A checkpoint folder, 16-bit or packed, as the source of an engine's weights.
+
+Bytes go to the device as they are stored and are unpacked there. Knows nothing about kernels.
+"""
+
+import torch
+from torch import Tensor
+
+from quantlab.checkpoint.model_folder import ModelFolder
+from quantlab.checkpoint.packed import from_disk
+from quantlab.checkpoint.reader import TensorReader
+from quantlab.models.config import ModelConfig
+from quantlab.models.naming import has_bias, linear_shapes
+from quantlab.runtime.linears import RawLinear
+from quantlab_kernels.layout import QuantizedWeight
+
+
+class FolderSource:
+    """Reads `folder`'s tensors to `device`, floats in `dtype`; raises CheckpointError for what is damaged."""
+
+    def __init__(self, folder: ModelFolder, dtype: torch.dtype, device: torch.device):
+        self.config: ModelConfig = folder.config
+        self.dtype, self.device = dtype, device
+        self._schemes = folder.schemes
+        self._shapes = linear_shapes(folder.config)
+        self._reader = TensorReader(folder.checkpoint)
+
+    def tensor(self, name: str) -> Tensor:
+        """A float tensor by its full name."""
+        return self._reader.tensor(name).to(self.device, self.dtype)
+
+    def linear(self, module: str) -> RawLinear:
+        """A linear by its full module name."""
+        scheme = self._schemes[module]
+        block_relative = module.split(".", 3)[-1]
+        biased = module != "lm_head" and has_bias(self.config, block_relative)
+        bias = self.tensor(f"{module}.bias") if biased else None
+        if scheme is None:
+            return RawLinear(self.tensor(f"{module}.weight"), None, bias)
+        q = from_disk(module, scheme, self._shapes[module], lambda name: self._reader.tensor(name).to(self.device))
+        # The product of scales and codes is taken as checkpoint.load takes it, which says why.
+        scales = q.scales.to(self.dtype) if scheme.symmetric else q.scales
+        return RawLinear(QuantizedWeight(q.codes, scales, q.zeros, q.group_size), scheme, bias)

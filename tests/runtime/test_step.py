@@ -1,0 +1,68 @@
+"""What a step's tensors hold for which slices."""
+
+import pytest
+import torch
+
+from quantlab.runtime.batch import Batch, Slice
+from quantlab.runtime.request import SamplingParams
+from quantlab.runtime.step import Padding, StepBuilder, unpack, vector_size, wanted_rows
+from tests.runtime.steps import batch, sequence
+
+
+def builder() -> StepBuilder:
+    return StepBuilder(max_num_seqs=4, max_blocks=3, block_size=16, device=torch.device("cpu"))
+
+
+def test_tokens_come_from_prompt_and_output_with_their_positions_and_places() -> None:
+    one = sequence("a", [50, 51, 52], [4, 2], slot=1)
+    one.output_ids = [60 + i for i in range(20)]
+    step = builder().build(batch((one, 1, 17), admitted=(one,)), [16])
+    assert step.ids.tolist() == [51, 52, *range(60, 75)]
+    assert step.positions.tolist() == list(range(1, 18))
+    assert step.cache_slots.tolist() == [*range(4 * 16 + 1, 5 * 16), 2 * 16, 2 * 16 + 1]
+    assert (step.lengths.tolist(), step.starts.tolist(), step.rows.tolist()) == ([18], [0, 17], [16])
+    assert (step.longest, step.max_length, step.slots.tolist()) == (17, 18, [1])
+
+
+def test_the_newest_token_may_be_one_that_the_host_does_not_know() -> None:
+    one = sequence("a", [50, 51], [4], slot=3)
+    assert builder().build(batch((one, 1, 2), admitted=(one,)), []).ids.tolist() == [51, -1 - 3]
+    with pytest.raises(AssertionError, match="newest"):
+        builder().build(batch((one, 1, 3), admitted=(one,)), [])
+
+
+def test_tables_learn_new_blocks_and_forget_those_of_the_last_owner() -> None:
+    steps = builder()
+    first = sequence("a", list(range(40)), [7], slot=0)
+    steps.build(batch((first, 0, 16), admitted=(first,)), [])
+    first.block_ids += [8, 9]
+    steps.build(batch((first, 16, 20)), [])
+    assert steps.tables[0].tolist() == [7, 8, 9]
+    second = sequence("b", list(range(20)), [5, 6], slot=0)
+    steps.build(batch((second, 0, 20), admitted=(second,)), [])
+    assert steps.tables[0, :2].tolist() == [5, 6]
+
+
+def test_padding_writes_nowhere_and_attends_to_nothing() -> None:
+    one, two = sequence("a", [5], [1], slot=0), sequence("b", [6], [2], slot=2)
+    vector = torch.full((vector_size(4),), 99)
+    step = builder().build(batch((one, 0, 1), (two, 0, 1), admitted=(one, two)), [0, 1], Padding(4, 4), into=vector)
+    again = unpack(vector, 4, 4, longest=1, max_length=48)
+    assert step.ids.tolist() == again.ids.tolist() == [5, 6, 0, 0]
+    assert again.cache_slots.tolist() == [16, 32, -1, -1]
+    assert again.lengths.tolist() == [1, 1, 0, 0]
+    assert again.slots.tolist() == [0, 2, 4, 4]
+    assert again.starts.tolist() == [0, 1, 2, 3, 4]
+    assert again.rows.tolist() == [0, 1, 2, 3]
+    assert step.decodes
+
+
+def test_rows_are_those_that_are_sampled_and_those_before_prompt_tokens_asked_for() -> None:
+    plain = sequence("a", [1, 2, 3], [0], slot=0)
+    asks = sequence("b", [1, 2, 3, 4], [1], slot=1, params=SamplingParams(prompt_logprobs=2))
+    parts = (Slice(plain, 0, 3, True), Slice(asks, 0, 2, False), Slice(asks, 2, 2, True))
+    wanted = wanted_rows(parts)
+    assert wanted.rows == [2, 3, 4, 5, 6]  # the last row of the last slice follows the prompt's last token
+    assert wanted.sampling == [0, 4]
+    assert wanted.prompts == {1: (1, 3), 2: (3, 4)}
+    assert wanted_rows(Batch(1, (Slice(plain, 0, 2, False),)).slices).rows == []
