@@ -25,7 +25,13 @@ class Slice:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """The slices of one step. `admitted` sequences take their slot in this step, `released` slots are free from now."""
+    """The slices of one step. `released` slots are free from now; then `admitted` sequences take theirs in this step.
+
+    Sequences that compute one token each, which they or the device know already, come before those that compute a
+    prompt. `Sequence.block_ids` is read at the launch: later it may say more, or belong to a later step. A slot may be
+    released, and taken again, while a step that sampled for it is not read back yet; what that step gives the old
+    owner is dropped.
+    """
 
     step: int
     slices: tuple[Slice, ...]

@@ -89,7 +89,9 @@ class Sequence:
     """A request inside the engine: the only mutable state of it, owned by the scheduler.
 
     `computed` tokens have their keys and values in `block_ids`. `slot` is its row in the runner's per-sequence state
-    while it runs. `pending` sampled tokens are on the device and not read back yet.
+    while it runs. `pending` sampled tokens are on the device and not read back yet. `order` is its place in the order
+    of arrival, `limit` the most output tokens it may have. `keys` name its full blocks in the prefix cache. `redo`
+    tokens were computed and lost to a preemption. `prompt_logprobs` fills up until the first event takes it.
     """
 
     request: Request
@@ -101,6 +103,11 @@ class Sequence:
     slot: int | None = None
     preemptions: int = 0
     arrived: float = 0.0
+    order: int = 0
+    limit: int = 0
+    keys: list[tuple[bytes, bytes]] = field(default_factory=list)
+    redo: int = 0
+    prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=list)
 
     @property
     def prompt_length(self) -> int:
@@ -116,3 +123,10 @@ class Sequence:
         """The token at `position` of prompt and output."""
         prompt = self.prompt_length
         return self.request.prompt_ids[position] if position < prompt else self.output_ids[position - prompt]
+
+    def tokens(self, start: int, stop: int) -> tuple[int, ...]:
+        """The known tokens from `start` up to `stop` of prompt and output."""
+        prompt = self.prompt_length
+        if stop <= prompt:
+            return self.request.prompt_ids[start:stop]
+        return self.request.prompt_ids[start:prompt] + tuple(self.output_ids[max(start - prompt, 0) : stop - prompt])
