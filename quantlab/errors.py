@@ -110,6 +110,24 @@ class NumericsError(QuantlabError):
     exit_code, code = 12, "QL1202"
 
 
+class EndpointError(QuantlabError):
+    """A server to measure that cannot be reached, or answers nothing that can be measured."""
+
+    exit_code, code = 13, "QL1301"
+
+
+class EngineDied(QuantlabError):
+    """The engine process of a server ended before the server did."""
+
+    exit_code, code = 14, "QL1401"
+
+
+class AddressError(QuantlabError):
+    """An address that a server cannot listen on."""
+
+    exit_code, code = 14, "QL1402"
+
+
 def printable(text: str) -> str:
     """`text` on one line, with control characters (a hostile tensor name may hold some) escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -22,6 +22,9 @@ ALLOWED: dict[str, set[str]] = {
     "yaml_tree": {"errors"},
     "recipe_file": {"quantlab", "errors", "schemes", "recipe", "yaml_tree"},
     "text": {"errors"},
+    "token_bytes": {"text"},
+    "detokenizer": {"text", "token_bytes"},
+    "chat_template": {"errors"},
     "models": {"errors", "quantlab_kernels"},
     "checkpoint": {"quantlab", "errors", "log", "schemes", "quantlab_kernels", "models"},
     "quant": {
@@ -35,11 +38,13 @@ ALLOWED: dict[str, set[str]] = {
     "runtime": {
         "quantlab", "errors", "log", "clock", "units", "schemes", "models", "checkpoint", "quantlab_kernels",
     },
-    "llm": {"errors", "text", "runtime"},
-    "server": {"quantlab", "errors", "log", "clock", "units", "text", "runtime"},
+    "llm": {"errors", "text", "token_bytes", "detokenizer", "runtime"},
+    "server": {
+        "quantlab", "errors", "log", "clock", "units", "text", "token_bytes", "detokenizer", "chat_template", "runtime",
+    },
     "bench": {
-        "quantlab", "errors", "log", "events", "schemes", "recipe", "recipe_file", "text", "quantlab_kernels", "models",
-        "checkpoint", "quant", "eval", "runtime", "llm",
+        "quantlab", "errors", "log", "events", "units", "bundled", "schemes", "recipe", "recipe_file", "text",
+        "quantlab_kernels", "models", "checkpoint", "quant", "eval", "runtime", "llm",
     },
     "cli": {
         "quantlab", "errors", "log", "events", "units", "schemes", "recipe", "recipe_file", "text", "models",

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from quantlab import __version__
-from quantlab.cli import doctor, evaluate, inspect, quantize, recipes, report
+from quantlab.cli import bench, doctor, evaluate, inspect, quantize, recipes, report
 from quantlab.cli.examples import SETTINGS, epilog
 from quantlab.cli.failures import Interrupted, tell
 
@@ -37,6 +37,7 @@ def build() -> typer.Typer:
     for command in (quantize.app, evaluate.app, inspect.app, report.app, doctor.app):
         app.add_typer(command)
     app.add_typer(recipes.app, name="recipes")
+    app.add_typer(bench.app, name="bench")
     return app
 
 

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from quantlab.cli import app, doctor, evaluate, inspect, quantize, recipes, report
+from quantlab.cli import app, bench, doctor, evaluate, inspect, quantize, recipes, report
 from quantlab.eval.reports.files import write_reports
+from tests.bench.openai_script import Script, serving
 from tests.eval.reports.sample import sample_report
 
 HEAVY = {"torch", "transformers", "datasets", "numpy", "safetensors", "pyarrow", "triton", "jinja2", "huggingface_hub"}
@@ -27,6 +28,8 @@ COMMANDS: dict[tuple[str, ...], tuple[tuple[str, str], ...]] = {
     ("recipes", "show"): recipes.SHOW_EXAMPLES,
     ("recipes", "validate"): recipes.VALIDATE_EXAMPLES,
     ("recipes", "schema"): recipes.SCHEMA_EXAMPLES,
+    ("bench",): bench.EXAMPLES,
+    ("bench", "serve"): bench.SERVE_EXAMPLES,
 }
 EVERY_EXAMPLE = sorted({command for examples in COMMANDS.values() for command, _ in examples})
 
@@ -60,14 +63,18 @@ def test_example_works(example: str, cli: Any, here: Path, books_5m: Path) -> No
         words = [word for word in words if word != "--dry-run"] + ["--dry-run"]
     if words[1] == "eval":
         words += ["--tokens", "128", "--window", "64", "--no-cache"]
-    ran = cli(*words[1:])
+    with serving(Script()) as script:
+        if words[1] == "bench":
+            words += ["--base-url", script.url, "--requests", "4", "--seconds", "1"]
+        ran = cli(*words[1:])
     assert ran.code == 0, ran.err
     assert ran.out
 
 
 def test_no_arguments_show_the_help(cli: Any) -> None:
     assert cli().out == cli("--help").out
-    assert cli("recipes").out == cli("recipes", "--help").out
+    for group in ("recipes", "bench"):
+        assert cli(group).out == cli(group, "--help").out
 
 
 def test_version(cli: Any) -> None:

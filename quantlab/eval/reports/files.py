@@ -35,7 +35,7 @@ def write_reports(report: Report, out: Path) -> list[Path]:
         RESULT: report.model_dump_json(indent=1).encode() + b"\n",
     }
     _remove(out, RESULT)
-    return [_write(out / name, content) for name, content in contents.items()]
+    return [write_file(out / name, content) for name, content in contents.items()]
 
 
 def write_error(error: QuantlabError, out: Path) -> Path:
@@ -44,7 +44,7 @@ def write_error(error: QuantlabError, out: Path) -> Path:
     The other files of an older report are removed: a PASS beside an error would be believed.
     """
     _remove(out, RESULT, SUMMARY, PAGE)
-    return _write(out / JUNIT, environment_error(error))
+    return write_file(out / JUNIT, environment_error(error))
 
 
 def read_report(path: Path) -> Report:
@@ -84,8 +84,11 @@ def _remove(out: Path, *names: str) -> None:
                 (out / name).unlink(missing_ok=True)
 
 
-def _write(path: Path, content: bytes) -> Path:
-    """Through a file beside it and a rename, so that a reader sees the old bytes or the new ones."""
+def write_file(path: Path, content: bytes) -> Path:
+    """Write through a file beside it and a rename, so that a reader sees the old bytes or the new ones; returns `path`.
+
+    Raises OutputError.
+    """
     with _disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, unfinished = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)

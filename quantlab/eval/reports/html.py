@@ -28,8 +28,12 @@ MAX_TEXTS = 6
 def html(report: Report) -> str:
     """The whole page."""
     title = f"{verdict_word(report)}: {one_line(report.candidate.path)} against {one_line(report.baseline.path)}"
-    body = element("body", None, _banner(report), element("main", None, *_sections(report)), _foot(report))
-    return f"<!doctype html>\n{element('html', {'lang': 'en'}, _head(title), body)}\n"
+    return document(title, _banner(report), element("main", None, *_sections(report)), _foot(report))
+
+
+def document(title: str, *body: Markup) -> str:
+    """A page in our style, complete in itself; whoever else has figures to show draws them into it."""
+    return f"<!doctype html>\n{element('html', {'lang': 'en'}, _head(title), element('body', None, *body))}\n"
 
 
 @cache
@@ -71,7 +75,7 @@ def _sections(report: Report) -> list[Markup]:
     gate = gate_list(report.gate) if report.gate else None
     found = [
         ("Requirements", gate),
-        ("Headline figures", _cards(cards(report))),
+        ("Headline figures", card_list(cards(report))),
         *((f"Text: {one_line(text.name, 80)}", _plots(report, i)) for i, text in enumerate(report.texts[:MAX_TEXTS])),
         (_others_title(report), _others(report)),
         ("Answers that changed between right and wrong", flips_browser(report.tasks)),
@@ -80,15 +84,17 @@ def _sections(report: Report) -> list[Markup]:
     tasks = task_table(report)
     found += [("All tasks", drawn(tasks.first(MAX_ROWS)))] if tasks else []
     found.append(("Provenance", drawn(provenance(report).first(MAX_ROWS))))
-    return [_section(title, content) for title, content in found if content is not None]
+    return [section(title, content) for title, content in found if content is not None]
 
 
-def _section(title: str, content: Markup) -> Markup:
+def section(title: str, content: Markup) -> Markup:
+    """A titled part of a page."""
     name = "s-" + "".join(c if c.isascii() and c.isalnum() else "-" for c in title.lower())[:60]
     return element("section", {"aria-labelledby": name}, element("h2", {"id": name}, title), content)
 
 
-def _cards(figures: list[Card]) -> Markup:
+def card_list(figures: list[Card]) -> Markup:
+    """The large figures at the top of a page."""
     items = [
         element(
             "div",

@@ -21,7 +21,7 @@ def show(report: Report, console: Console) -> None:
     for table in (cost_table(report), task_table(report), gate_table(report)):
         if table is not None:
             console.print()
-            console.print(_drawn(table.first(MAX_ROWS)))
+            console.print(drawn(table.first(MAX_ROWS)))
     console.print()
     console.print(_verdict(report))
 
@@ -36,15 +36,16 @@ def _verdict(report: Report) -> Text:
     return Text.assemble((verdict_word(report), f"bold {style}"), "  ", verdict_sentence(report))
 
 
-def _drawn(table: Table) -> RichTable:
-    drawn = RichTable(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+def drawn(table: Table) -> RichTable:
+    """A table for a console."""
+    view = RichTable(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
     for index, name in enumerate(table.columns):
         number = index >= len(table.columns) - table.numbers
-        drawn.add_column(name, justify="right" if number else "left", overflow="fold", no_wrap=number)
+        view.add_column(name, justify="right" if number else "left", overflow="fold", no_wrap=number)
     for index, row in enumerate(table.rows):
         style = STYLES[table.verdicts[index]] if table.verdicts else ""
-        drawn.add_row(Text(row[0], style), *(Text(cell) for cell in row[1:]))
+        view.add_row(Text(row[0], style), *(Text(cell) for cell in row[1:]))
     if table.note:
-        drawn.caption = Text(table.note, "dim")
-        drawn.caption_justify = "left"
-    return drawn
+        view.caption = Text(table.note, "dim")
+        view.caption_justify = "left"
+    return view

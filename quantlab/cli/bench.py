@@ -1,0 +1,123 @@
+"""`quantlab bench`: what a server, the engine or the kernels give on this machine.
+
+Knows nothing about how anything is measured.
+"""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from quantlab.cli import bench_arguments as arg
+from quantlab.cli.console import data_console, print_json
+from quantlab.cli.examples import SETTINGS, epilog
+from quantlab.cli.failures import Interrupted
+from quantlab.cli.preflight import check_folder
+
+if TYPE_CHECKING:
+    from quantlab.bench.serve_options import LoadOptions
+    from quantlab.bench.serve_result import LoadResult
+    from quantlab.bench.serve_summary import LevelResult
+
+URL = "http://127.0.0.1:8000/v1"
+SERVE_EXAMPLES = (
+    ("quantlab bench serve --concurrency 1,8,32 --out ./load", "a server on this machine, three loads, a page"),
+    (
+        "quantlab bench serve --rate 4 --seconds 60 --ttft 500 --tpot 50",
+        "four a second, and how many were good",
+    ),
+    ("quantlab bench serve --concurrency 16 --shared-prefix 1000 --input 1100", "what the prefix cache gives"),
+)
+EXAMPLES = SERVE_EXAMPLES
+app = typer.Typer(context_settings=SETTINGS, epilog=epilog(EXAMPLES))
+
+
+@app.callback(invoke_without_command=True)
+def root(context: typer.Context) -> None:
+    """Measure a server under load."""
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+@app.command("serve", context_settings=SETTINGS, epilog=epilog(SERVE_EXAMPLES))
+def serve(
+    base_url: arg.BaseUrl = URL,
+    model: arg.Model = None,
+    chat: arg.Chat = False,
+    api_key: arg.ApiKey = None,
+    timeout: arg.Timeout = 600.0,
+    concurrency: arg.Concurrency = None,
+    rate: arg.Rate = None,
+    requests: arg.Requests = 200,
+    seconds: arg.Seconds = None,
+    warmup: arg.Warmup = None,
+    input: arg.Input = "128",
+    output: arg.Output = "128",
+    prompts: arg.Prompts = None,
+    shared_prefix: arg.SharedPrefix = 0,
+    temperature: arg.Temperature = 0.0,
+    ignore_eos: arg.IgnoreEos = True,
+    seed: arg.Seed = 0,
+    ttft: arg.Ttft = None,
+    tpot: arg.Tpot = None,
+    e2e: arg.E2e = None,
+    out: arg.Out = None,
+    json: arg.Json = False,
+) -> None:
+    """Load any OpenAI-compatible server and measure what its users would see: latencies, throughput, failures.
+
+    Times count from the moment a request was due. Exits with 13 if the server cannot be reached or answers nothing.
+    """
+    from quantlab.bench.serve_options import Limits, LoadOptions, Span, Target, Work, parse_levels
+
+    target = Target(base_url, model, "chat" if chat else "completions", api_key, timeout)
+    lengths = Span.parse(input, "--input"), Span.parse(output, "--output")
+    work = Work(*lengths, prompts, shared_prefix, temperature, ignore_eos, seed)
+    limits = Limits(*(None if limit is None else limit / 1000 for limit in (ttft, tpot, e2e)))
+    levels = parse_levels(concurrency, rate)
+    if out is not None:
+        check_folder(out)
+    measure(LoadOptions(target, levels, work, limits, requests, seconds, warmup), out, json)
+
+
+def measure(options: "LoadOptions", out: Path | None, json: bool) -> None:
+    """Put the load on the server, show the figures, write the files."""
+    from quantlab.bench.serve import run_load
+    from quantlab.bench.serve_page import load_page
+    from quantlab.eval.reports.files import write_file
+
+    try:
+        result = run_load(options, tell)
+    except KeyboardInterrupt:
+        raise Interrupted("stopped; nothing was written", where=options.target.base_url) from None
+    contents = {"load.json": result.to_json() + "\n", "load.html": load_page(result)} if out is not None else {}
+    written = [write_file(out / name, content.encode()) for name, content in contents.items()] if out else []
+    if json:
+        print_json(result.as_json())
+        return
+    show(result)
+    for path in written:
+        data_console().print(f"written  {path}", markup=False)
+
+
+def tell(level: "LevelResult") -> None:
+    """One line on stderr when a level has ended."""
+    from quantlab.bench.serve_table import rate, seconds
+
+    failed = level.sent - level.succeeded
+    lost = f", {failed} failed" if failed else ""
+    told = f"{level.name}: {rate(level.output_rate)} tokens/s, first token {seconds(level.ttft.p50)}{lost}"
+    sys.stderr.write(f"{told}\n")
+
+
+def show(result: "LoadResult") -> None:
+    """The tables on stdout."""
+    from quantlab.bench.serve_table import failure_table, length_table, load_table
+    from quantlab.eval.reports.terminal import drawn
+
+    console = data_console()
+    for table in (load_table(result), length_table(result), failure_table(result)):
+        if table is not None:
+            console.print(drawn(table))
+            console.print()

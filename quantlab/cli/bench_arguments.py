@@ -1,0 +1,114 @@
+"""The options of `quantlab bench`: what each accepts, and the sentence its help shows.
+
+Knows nothing about what is done with them.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+LOAD, WORK, LIMITS, OUTPUT = "Load", "What is asked", "Limits of a good answer", "Output"
+
+BaseUrl = Annotated[
+    str, typer.Option("--base-url", metavar="URL", help="The server, http://HOST:PORT/v1.", show_default=True)
+]
+Model = Annotated[
+    str | None, typer.Option("--model", help="Its model. Default: the first it names.", show_default=False)
+]
+Chat = Annotated[bool, typer.Option("--chat", help="Ask /v1/chat/completions instead of /v1/completions.")]
+ApiKey = Annotated[
+    str | None,
+    typer.Option("--api-key", envvar="QUANTLAB_API_KEY", show_default=False, help="Sent as a bearer token."),
+]
+Timeout = Annotated[float, typer.Option(min=0.1, max=86_400, metavar="SECONDS", help="For one whole answer.")]
+Concurrency = Annotated[
+    str | None,
+    typer.Option(
+        "--concurrency",
+        metavar="N,N",
+        help="Closed loop: so many requests always under way; several are measured one after the other.",
+        rich_help_panel=LOAD,
+        show_default=False,
+    ),
+]
+Rate = Annotated[
+    str | None,
+    typer.Option(
+        "--rate",
+        metavar="R,R",
+        help="Open loop: so many arrive each second on average, at random times.",
+        rich_help_panel=LOAD,
+        show_default=False,
+    ),
+]
+Requests = Annotated[
+    int, typer.Option("--requests", "-n", min=1, max=1_000_000, help="At each load.", rich_help_panel=LOAD)
+]
+Seconds = Annotated[
+    float | None,
+    typer.Option(min=0.1, max=86_400, help="Send no more after so long.", rich_help_panel=LOAD, show_default=False),
+]
+Warmup = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        max=100_000,
+        help="Requests before each load that count nowhere. Default: as many as are under way, at most 16.",
+        rich_help_panel=LOAD,
+        show_default=False,
+    ),
+]
+Input = Annotated[
+    str, typer.Option("--input", metavar="N|LOW:HIGH", help="Prompt tokens, about.", rich_help_panel=WORK)
+]
+Output = Annotated[str, typer.Option("--output", metavar="N|LOW:HIGH", help="Output tokens.", rich_help_panel=WORK)]
+Prompts = Annotated[
+    Path | None,
+    typer.Option(
+        "--prompts",
+        metavar="FILE",
+        help="Ask these instead: .jsonl with prompt or messages and max_tokens, or a prompt a line.",
+        rich_help_panel=WORK,
+        show_default=False,
+    ),
+]
+SharedPrefix = Annotated[
+    int, typer.Option("--shared-prefix", min=0, help="Prompt tokens that all requests share.", rich_help_panel=WORK)
+]
+Temperature = Annotated[float, typer.Option(min=0, max=2, rich_help_panel=WORK, help="0 is greedy.")]
+IgnoreEos = Annotated[
+    bool,
+    typer.Option(
+        "--ignore-eos/--honour-eos",
+        help="Whether answers run to their full length; not every server knows this.",
+        rich_help_panel=WORK,
+    ),
+]
+Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of prompts and arrivals.", rich_help_panel=WORK)]
+Ttft = Annotated[
+    float | None,
+    typer.Option("--ttft", min=0, metavar="MS", help="To the first token.", rich_help_panel=LIMITS, show_default=False),
+]
+Tpot = Annotated[
+    float | None,
+    typer.Option(
+        "--tpot", min=0, metavar="MS", help="For each further token.", rich_help_panel=LIMITS, show_default=False
+    ),
+]
+E2e = Annotated[
+    float | None,
+    typer.Option("--e2e", min=0, metavar="MS", help="For a whole answer.", rich_help_panel=LIMITS, show_default=False),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        "-o",
+        metavar="DIR",
+        help="Folder for load.json and load.html.",
+        rich_help_panel=OUTPUT,
+        show_default=False,
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.", rich_help_panel=OUTPUT)]
