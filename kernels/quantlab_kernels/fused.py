@@ -135,7 +135,7 @@ def rms_norm(
 def rms_norm_quantized(
     x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None, rows: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`rms_norm`, quantized per token: codes [M or R, H] int8, scales [M or R, 1] fp32, and the sum."""
+    """`rms_norm`, quantized per token: codes [M or R, H] int8, scales [M or R] fp32, and the sum."""
     count = _check_norm(x, weight, residual, rows)
     codes, scales = _empty_codes(count, x.shape[1], x)
     return codes, scales, _launch_norm(x, weight, eps, (residual, rows), (codes, scales))
@@ -156,7 +156,7 @@ def silu_mul(gate_up: Tensor) -> Tensor:
 
 
 def silu_mul_quantized(gate_up: Tensor) -> tuple[Tensor, Tensor]:
-    """`silu_mul`, quantized per token: codes [M, I] int8 and scales [M, 1] fp32. Raises ValueError."""
+    """`silu_mul`, quantized per token: codes [M, I] int8 and scales [M] fp32. Raises ValueError."""
     columns = _check_gate_up(gate_up)
     require(columns <= MOST_COLUMNS, f"rows of {columns} are too wide to quantize; {MOST_COLUMNS} at most")
     codes, scales = _empty_codes(gate_up.shape[0], columns, gate_up)
@@ -222,7 +222,7 @@ def _warps(width: int) -> int:
 
 def _empty_codes(rows: int, columns: int, like: Tensor) -> tuple[Tensor, Tensor]:
     codes = torch.empty(rows, columns, dtype=torch.int8, device=like.device)
-    return codes, torch.empty(rows, 1, dtype=torch.float32, device=like.device)
+    return codes, torch.empty(rows, dtype=torch.float32, device=like.device)
 
 
 def _check_norm(x: Tensor, weight: Tensor, residual: Tensor | None, rows: Tensor | None) -> int:

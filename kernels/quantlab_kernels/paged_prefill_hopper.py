@@ -151,11 +151,11 @@ def _zero_unwritten(v_tile, first, lowest, n, KEYS: gl.constexpr, DIM: gl.conste
 
 @gluon.jit
 def _consume(
-    q, out, q_tile, k_tiles, v_tiles, bars, scale, q_stride, window, begin, count, n, tile, head, steps, masked, high,
+    q, out, q_tile, k_tiles, v_tiles, bars, scale, q_stride, window, begin, count, n, tile, head, steps, bounds, high,
     lowest, PART: gl.constexpr, KV_HEADS: gl.constexpr, GROUP: gl.constexpr, HEAD_DIM: gl.constexpr,
     DIM: gl.constexpr, M: gl.constexpr, KEYS: gl.constexpr, STAGES: gl.constexpr, WINDOW: gl.constexpr,
 ):  # fmt: skip
-    """Rows PART * M and up of the tile."""
+    """Rows PART * M and up of the tile. bounds: the steps from which, and up to which, every row sees every key."""
     S_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [gl.num_warps(), 1], [16, KEYS, 16])
     O_LAYOUT: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [gl.num_warps(), 1], [16, DIM, 16])
     IO: gl.constexpr = gl.BlockedLayout([1, 8], [256 // DIM, DIM // 8], [gl.num_warps(), 1], [1, 0])
@@ -193,16 +193,23 @@ def _consume(
 
     stage, phase = 0, 0
     k_stage, k_phase = 1 % STAGES, 1 // STAGES
+    masked, whole = bounds
     for i in range(1, masked):
         acc, x, most, total, stage, phase, k_stage, k_phase = _advance(
             q_tile, k_tiles, v_tiles, bars, acc, x, most, total, scale, (high - i) * KEYS, position, window,
             stage, phase, k_stage, k_phase, M, KEYS, STAGES, True, WINDOW, S_LAYOUT, O_LAYOUT,
         )  # fmt: skip
-    for i in range(gl.maximum(masked, 1), steps):
+    for i in range(masked, whole):
         acc, x, most, total, stage, phase, k_stage, k_phase = _advance(
             q_tile, k_tiles, v_tiles, bars, acc, x, most, total, scale, (high - i) * KEYS, position, window,
             stage, phase, k_stage, k_phase, M, KEYS, STAGES, False, WINDOW, S_LAYOUT, O_LAYOUT,
         )  # fmt: skip
+    if WINDOW:
+        for i in range(whole, steps):
+            acc, x, most, total, stage, phase, k_stage, k_phase = _advance(
+                q_tile, k_tiles, v_tiles, bars, acc, x, most, total, scale, (high - i) * KEYS, position, window,
+                stage, phase, k_stage, k_phase, M, KEYS, STAGES, True, WINDOW, S_LAYOUT, O_LAYOUT,
+            )  # fmt: skip
     p = gl.convert_layout(x.to(q_tile.dtype), gl.DotOperandLayout(0, O_LAYOUT, 2))
     mbarrier.wait(v_full.index(stage), phase)
     acc = warpgroup_mma(p, v_tiles.index(stage), acc, is_async=True)
@@ -234,7 +241,13 @@ def _prefill_hopper_kernel(
     high = (gl.minimum(n, earliest + TOKENS) - 1) // KEYS
     lowest = gl.maximum(earliest - window + 1, 0)
     steps = high - lowest // KEYS + 1
-    masked = steps if WINDOW else high + 1 - (earliest + 1) // KEYS
+    # Steps, counted from the last keys on, whose keys lie up to the earliest token and in the latest one's window.
+    masked = gl.maximum(high + 1 - (earliest + 1) // KEYS, 1)
+    whole = steps
+    if WINDOW:
+        open_from = (gl.maximum(gl.minimum(n, earliest + TOKENS) - window, 0) + KEYS - 1) // KEYS
+        whole = gl.maximum(high + 1 - open_from, masked)
+    bounds = (masked, whole)
 
     dtype: gl.constexpr = q.dtype.element_ty
     PANEL: gl.constexpr = gl.NVMMASharedLayout(128, 16, 2)
@@ -260,11 +273,11 @@ def _prefill_hopper_kernel(
         [
             (_consume, (
                 q, out, q_tiles.index(0), k_tiles, v_tiles, bars, scale, q_stride, window, begin, count, n, tile,
-                head, steps, masked, high, lowest, 0, KV_HEADS, GROUP, HEAD_DIM, DIM, M // 2, KEYS, STAGES, WINDOW,
+                head, steps, bounds, high, lowest, 0, KV_HEADS, GROUP, HEAD_DIM, DIM, M // 2, KEYS, STAGES, WINDOW,
             )),
             (_consume, (
                 q, out, q_tiles.index(1), k_tiles, v_tiles, bars, scale, q_stride, window, begin, count, n, tile,
-                head, steps, masked, high, lowest, 1, KV_HEADS, GROUP, HEAD_DIM, DIM, M // 2, KEYS, STAGES, WINDOW,
+                head, steps, bounds, high, lowest, 1, KV_HEADS, GROUP, HEAD_DIM, DIM, M // 2, KEYS, STAGES, WINDOW,
             )),
             (_produce, (
                 k_source, v_source, k_boxes, v_boxes, bars, blocks + sequence * table_stride, head, steps, high,

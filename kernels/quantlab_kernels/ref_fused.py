@@ -25,9 +25,10 @@ def rms_norm(
 def rms_norm_quantized(
     x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None, rows: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`rms_norm`, then `quantize_per_token`: codes [M or R, H] int8, scales [M or R, 1] fp32, the sums."""
+    """`rms_norm`, then `quantize_per_token`: codes [M or R, H] int8, scales [M or R] fp32, the sums."""
     normed, summed = rms_norm(x, weight, eps, residual, rows)
-    return *quantize_per_token(normed), summed
+    codes, scales = quantize_per_token(normed)
+    return codes, scales[:, 0], summed
 
 
 def silu_mul(gate_up: Tensor) -> Tensor:
@@ -37,8 +38,9 @@ def silu_mul(gate_up: Tensor) -> Tensor:
 
 
 def silu_mul_quantized(gate_up: Tensor) -> tuple[Tensor, Tensor]:
-    """`silu_mul`, then `quantize_per_token`: codes [M, I] int8, scales [M, 1] fp32."""
-    return quantize_per_token(silu_mul(gate_up))
+    """`silu_mul`, then `quantize_per_token`: codes [M, I] int8, scales [M] fp32."""
+    codes, scales = quantize_per_token(silu_mul(gate_up))
+    return codes, scales[:, 0]
 
 
 def embed(ids: Tensor, table: Tensor, sampled: Tensor | None = None) -> Tensor:
