@@ -91,7 +91,7 @@ def describe_schemes(schemes: dict[str, Scheme | None]) -> str:
     """The scheme of most linears, and how many have another."""
     counts = Counter(describe(scheme) for scheme in schemes.values())
     (name, _), *others = counts.most_common()
-    return name if not others else f"{name} (" + ", ".join(f"{count} layers {other}" for other, count in others) + ")"
+    return name if not others else f"{name} (" + ", ".join(f"{count} linears {other}" for other, count in others) + ")"
 
 
 def end_tokens(folder: Path, config: ModelConfig) -> tuple[int, ...]:

@@ -19,7 +19,7 @@ from quantlab_kernels.ref import dequantize, quantize_per_token
 INT4_GROUPS = (32, 64, 128, 256)
 INT4_ROWS = 16  # the packed product takes whole multiples of so many rows
 # From so many tokens on, one pass that widens INT8 codes to bf16 costs less than the packed product's slower rate.
-WIDEN_TOKENS = 24
+WIDEN_TOKENS = 144
 
 
 @dataclass(frozen=True, slots=True)
