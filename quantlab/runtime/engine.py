@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from quantlab.errors import UsageError
 from quantlab.runtime.batch import Batch, Launched, Runner, Sampled, Slice
+from quantlab.runtime.checks import check_request
 from quantlab.runtime.options import EngineInfo, EngineStats
 from quantlab.runtime.request import FinishReason, Request, Sequence, TokenEvent, TokenLogprobs
 from quantlab.runtime.scheduler import Scheduler
@@ -32,12 +33,10 @@ class Engine:
         self._generated = 0
 
     def add(self, request: Request) -> None:
-        """Let `request` wait for its turn.
-
-        Raises UsageError when it can never run: an id that is in use, no token, a token that the model does not have,
-        or a prompt that leaves no room for a token.
-        """
-        self._check(request)
+        """Let `request` wait for its turn; raises UsageError when it can never run, or its id is that of another."""
+        if request.request_id in self._live:
+            raise UsageError("a request with this id is running", where=f"request {request.request_id}")
+        check_request(request, self.info)
         self._live[request.request_id] = self._scheduler.add(request)
 
     def abort(self, request_id: str) -> bool:
@@ -71,18 +70,6 @@ class Engine:
     def stats(self) -> EngineStats:
         """Gauges of now, counters since the start."""
         return replace(self._scheduler.stats(), generation_tokens=self._generated)
-
-    def _check(self, request: Request) -> None:
-        prompt, room = request.prompt_ids, self.info.max_model_len - (request.params.max_tokens != 0)
-        if request.request_id in self._live:
-            raise UsageError("a request with this id is running", where=request.request_id)
-        if not prompt:
-            raise UsageError("the prompt has no token", where=request.request_id)
-        if min(prompt) < 0 or max(prompt) >= self.info.vocab_size:
-            raise UsageError(f"token ids must be from 0 to {self.info.vocab_size - 1}", where=request.request_id)
-        if len(prompt) > room:
-            longest = f"the longest that can be continued here is {room}"
-            raise UsageError(f"the prompt has {len(prompt)} tokens, {longest}", where=request.request_id)
 
     def _commit(self, batch: Batch, sampled: Sampled) -> list[TokenEvent]:
         """What an ended step gave each of its sequences; those that have left meanwhile get nothing."""
