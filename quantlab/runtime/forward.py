@@ -8,6 +8,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from quantlab.runtime.linears import Activations
 from quantlab.runtime.step import Step
 from quantlab.runtime.weights import Block, Weights
 
@@ -20,36 +21,40 @@ class Attend(Protocol):
 
 
 class Operations(Protocol):
-    """What a device does its own way, besides linears."""
+    """What a device does its own way, besides linears; `int8` asks for Int8Rows, which some linears take."""
 
     def embed(self, weights: Weights, step: Step, last: Tensor) -> Tensor:
         """States [T, hidden] of the step's tokens; last: [slots] int64, the token last sampled for each slot."""
 
-    def norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    def norm(self, x: Tensor, weight: Tensor, eps: float, int8: bool) -> Activations:
         """RMSNorm of x: [T, hidden]."""
 
-    def add_norm(self, x: Tensor, more: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    def add_norm(
+        self, x: Tensor, more: Tensor, weight: Tensor, eps: float, int8: bool
+    ) -> tuple[Activations, Tensor]:
         """RMSNorm of x + more, and x + more itself; all [T, hidden]; x may be overwritten."""
 
-    def gate(self, x: Tensor) -> Tensor:
+    def gate(self, x: Tensor, int8: bool) -> Activations:
         """SiLU of the first half of the columns times the second; x: [T, 2 I] -> [T, I]."""
 
     def attention(self, weights: Weights, step: Step) -> Attend:
         """The step's attention."""
 
 
-def hidden_states(weights: Weights, operations: Operations, step: Step, last: Tensor) -> Tensor:
+def hidden_states(weights: Weights, operations: Operations, step: Step, last: Tensor) -> Activations:
     """States after the final norm of the step's `rows`: [R, hidden]; `last` as in `Operations.embed`."""
     eps = weights.config.rms_norm_eps
     x = operations.embed(weights, step, last)
     attend = operations.attention(weights, step)
-    h = operations.norm(x, weights.blocks[0].input_norm, eps)
-    norms = [block.input_norm for block in weights.blocks[1:]] + [weights.norm]
-    for layer, (block, following) in enumerate(zip(weights.blocks, norms, strict=True)):
+    first = weights.blocks[0]
+    h = operations.norm(x, first.input_norm, eps, first.qkv.takes_int8)
+    following = [(block.input_norm, block.qkv) for block in weights.blocks[1:]] + [(weights.norm, weights.head)]
+    for layer, (block, (norm, reader)) in enumerate(zip(weights.blocks, following, strict=True)):
         a = attend(layer, block, block.qkv(h))
-        if following is weights.norm and step.rows.shape[0] < step.tokens:
+        if layer == len(weights.blocks) - 1 and not step.every_row:
             # Behind the last attention, tokens whose logits nobody wants are not computed.
             x, a = x[step.rows], a[step.rows]
-        h, x = operations.add_norm(x, block.o(a), block.mlp_norm, eps)
-        h, x = operations.add_norm(x, block.down(operations.gate(block.gate_up(h))), following, eps)
+        h, x = operations.add_norm(x, block.o(a), block.mlp_norm, eps, block.gate_up.takes_int8)
+        g = operations.gate(block.gate_up(h), block.down.takes_int8)
+        h, x = operations.add_norm(x, block.down(g), norm, eps, reader.takes_int8)
     return h

@@ -6,7 +6,7 @@ files or models.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -16,8 +16,21 @@ from quantlab.schemes import Scheme
 from quantlab_kernels.layout import QuantizedWeight
 
 
+@dataclass(frozen=True, slots=True)
+class Int8Rows:
+    """Activations quantized per token where they were made: codes [T, K] int8, scales [T] fp32."""
+
+    codes: Tensor
+    scales: Tensor
+
+
+Activations = Tensor | Int8Rows
+
+
 class Linear(Protocol):
-    """y = x W^T + b."""
+    """y = x W^T + b. `takes_int8`: it would rather have its input as Int8Rows."""
+
+    takes_int8: ClassVar[bool]
 
     @property
     def kernel(self) -> str:
@@ -27,14 +40,15 @@ class Linear(Protocol):
     def nbytes(self) -> int:
         """Bytes of weights, scales and bias that one call reads."""
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """x: [T, K] -> [T, N] in x's dtype."""
+    def __call__(self, x: Activations) -> Tensor:
+        """x: [T, K] -> [T, N] in the activations' dtype."""
 
 
 @dataclass(frozen=True, slots=True)
 class DenseLinear:
     """A weight [N, K] in the dtype of the activations, through torch's own product."""
 
+    takes_int8: ClassVar[bool] = False
     weight: Tensor
     bias: Tensor | None
     kernel: str
@@ -44,8 +58,9 @@ class DenseLinear:
         """Bytes that one call reads."""
         return self.weight.nbytes + (0 if self.bias is None else self.bias.nbytes)
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Activations) -> Tensor:
         """x: [T, K] -> [T, N]."""
+        assert isinstance(x, Tensor)
         return linear(x, self.weight, self.bias)
 
 
@@ -53,6 +68,7 @@ class DenseLinear:
 class SideBySide:
     """Layers of different kinds that read one input, their outputs one after the other."""
 
+    takes_int8: ClassVar[bool] = False
     parts: tuple[Linear, ...]
 
     @property
@@ -65,7 +81,7 @@ class SideBySide:
         """Bytes that one call reads."""
         return sum(part.nbytes for part in self.parts)
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Activations) -> Tensor:
         """x: [T, K] -> [T, N of all parts]."""
         return torch.cat([part(x) for part in self.parts], dim=1)
 

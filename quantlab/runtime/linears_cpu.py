@@ -6,12 +6,13 @@ vector instructions (40 times slower). Knows nothing about files or models.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear, pad
 
-from quantlab.runtime.linears import DenseLinear, Linear, RawLinear
+from quantlab.runtime.linears import Activations, DenseLinear, Linear, RawLinear
 from quantlab.schemes import describe
 from quantlab_kernels.layout import QuantizedWeight
 from quantlab_kernels.ref import dequantize, quantize_per_token
@@ -26,6 +27,7 @@ WIDEN_TOKENS = 144
 class Int4Linear:
     """words: torch's packed order of 4-bit codes; scales: [K / group, N, 2] bf16, scale and what is added after it."""
 
+    takes_int8: ClassVar[bool] = False
     words: Tensor
     scales: Tensor
     group_size: int
@@ -38,8 +40,9 @@ class Int4Linear:
         """Bytes that one call reads."""
         return self.words.nbytes + self.scales.nbytes
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Activations) -> Tensor:
         """x: [T, K] -> [T, N]."""
+        assert isinstance(x, Tensor)
         wide = x.to(torch.bfloat16).contiguous()
         y = torch.ops.aten._weight_int4pack_mm_for_cpu(wide, self.words, self.group_size, self.scales)
         return _finish(y[:, : self.out_features], x, self.bias)
@@ -49,6 +52,7 @@ class Int4Linear:
 class Int8Linear:
     """codes: [N, K] int8 times bf16 activations; scales: [N] bf16."""
 
+    takes_int8: ClassVar[bool] = False
     codes: Tensor
     scales: Tensor
     bias: Tensor | None
@@ -59,8 +63,9 @@ class Int8Linear:
         """Bytes that one call reads."""
         return self.codes.nbytes + self.scales.nbytes
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Activations) -> Tensor:
         """x: [T, K] -> [T, N]."""
+        assert isinstance(x, Tensor)
         wide = x.to(torch.bfloat16).contiguous()
         if x.shape[0] < WIDEN_TOKENS:
             return _finish(torch.ops.aten._weight_int8pack_mm(wide, self.codes, self.scales), x, self.bias)
@@ -71,6 +76,7 @@ class Int8Linear:
 class W8A8Linear:
     """codes: [N, K] int8 times activations in INT8 with a scale a token, summed in int32; scales: [N] fp32."""
 
+    takes_int8: ClassVar[bool] = False
     codes: Tensor
     scales: Tensor
     bias: Tensor | None
@@ -81,8 +87,9 @@ class W8A8Linear:
         """Bytes that one call reads."""
         return self.codes.nbytes + self.scales.nbytes
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Activations) -> Tensor:
         """x: [T, K] -> [T, N], as quantlab_kernels.ref.w8a8_linear means it."""
+        assert isinstance(x, Tensor)
         codes, scales = quantize_per_token(x)
         y = torch._int_mm(codes, self.codes.t()).float() * scales * self.scales
         return (y if self.bias is None else y + self.bias.float()).to(x.dtype)

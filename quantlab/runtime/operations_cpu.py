@@ -28,17 +28,16 @@ class CpuOperations:
         ids = torch.where(step.ids < 0, last[(-1 - step.ids).clamp_min(0)], step.ids)
         return embedding(ids, weights.embedding)
 
-    def norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """RMSNorm over the last dimension, fp32 inside (arXiv 1910.07467)."""
-        wide = x.float()
-        return weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)).to(x.dtype)
+    def norm(self, x: Tensor, weight: Tensor, eps: float, int8: bool) -> Tensor:
+        """RMSNorm of x: [T, hidden]; no linear of a CPU asks for INT8."""
+        return rms_norm(x, weight, eps)
 
-    def add_norm(self, x: Tensor, more: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    def add_norm(self, x: Tensor, more: Tensor, weight: Tensor, eps: float, int8: bool) -> tuple[Tensor, Tensor]:
         """RMSNorm of x + more, and x + more itself."""
         x = x.add_(more)
-        return self.norm(x, weight, eps), x
+        return rms_norm(x, weight, eps), x
 
-    def gate(self, x: Tensor) -> Tensor:
+    def gate(self, x: Tensor, int8: bool) -> Tensor:
         """SwiGLU (arXiv 2002.05202) of x: [T, gate | up]."""
         gate, up = x.chunk(2, dim=1)
         return silu(gate) * up
@@ -65,9 +64,15 @@ class _Attention:
         heads = [config.num_heads, config.num_kv_heads, config.num_kv_heads]
         q, k, v = qkv.unflatten(1, (-1, config.head_dim)).split(heads, dim=1)
         if block.q_norm is not None and block.k_norm is not None:
-            q = self._operations.norm(q, block.q_norm, config.rms_norm_eps)
-            k = self._operations.norm(k, block.k_norm, config.rms_norm_eps)
+            q = rms_norm(q, block.q_norm, config.rms_norm_eps)
+            k = rms_norm(k, block.k_norm, config.rms_norm_eps)
         if config.uses_rope(layer):
             q, k = (rotate(x.transpose(0, 1), self._rope).transpose(0, 1) for x in (q, k))
         cache.write(self._step.cache_slots, k, v)
         return self._shared(q, cache, config.layer_window(layer))
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """RMSNorm over the last dimension of x, fp32 inside (arXiv 1910.07467)."""
+    wide = x.float()
+    return weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)).to(x.dtype)

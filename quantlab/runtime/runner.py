@@ -75,8 +75,8 @@ class ModelRunner:
     def forward(self, step: Step) -> Tensor:
         """Scores [R, V] of a step."""
         hidden = hidden_states(self.weights, self.operations, step, self.sampler.last_tokens)
-        if not hidden.shape[0]:  # chunks of prompts alone
-            return hidden.new_empty(0, self.weights.config.vocab_size)
+        if not step.rows.shape[0]:  # chunks of prompts alone
+            return self.weights.embedding.new_empty(0, self.weights.config.vocab_size)
         return self.weights.head(hidden)
 
     def _with_prompts(self, launched: Launched, slices: Items[Slice], logits: Tensor, wanted: Wanted) -> Launched:

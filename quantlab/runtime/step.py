@@ -15,12 +15,14 @@ from quantlab.runtime.batch import Batch, Slice
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """T tokens of S slices, int64 but for the int32 of lengths and starts.
+    """T tokens of S slices, those of one token first; int64 but for the int32 of lengths and starts.
 
     ids: [T], where an id < 0 stands for the token last sampled for sequence slot -1 - id. positions, cache_slots: [T],
     the latter block * block_size + place, -1 for padding. slots: [S] sequence slots. lengths: [S] tokens that a slice's
     sequence has in the cache once the step has written. starts: [S + 1] where slices begin among the tokens. rows: [R]
-    tokens whose logits are wanted. longest, max_length: bounds of counts and lengths.
+    tokens whose logits are wanted, in the order of the batch; `every_row`: they are all tokens in order. singles:
+    slices of one token. longest, max_length, max_single_length: the most tokens of a slice, and the greatest length of
+    all and of the slices of one token.
     """
 
     ids: Tensor
@@ -30,18 +32,16 @@ class Step:
     lengths: Tensor
     starts: Tensor
     rows: Tensor
+    every_row: bool
+    singles: int
     longest: int
     max_length: int
+    max_single_length: int
 
     @property
     def tokens(self) -> int:
         """T."""
         return self.ids.shape[0]
-
-    @property
-    def decodes(self) -> bool:
-        """Whether every slice is one token."""
-        return self.longest == 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,19 +65,31 @@ class StepBuilder:
         self._known = [0] * max_num_seqs
 
     def build(self, batch: Batch, rows: Items[int], padding: Padding | None = None, into: Tensor | None = None) -> Step:
-        """The step of `batch`; `rows` as in Step. With `into`, the vector that a graph reads takes it."""
+        """The step of `batch`; `rows` as in Step, counted in the batch's own order. With `into`, the vector that a
+        graph reads takes it."""
         for sequence in batch.admitted:
             assert sequence.slot is not None
             self._known[sequence.slot] = 0
         self._update_tables(batch.slices)
-        packed, tokens, slices = self._pack(batch.slices, rows, padding)
+        slices, rows = singles_first(batch.slices, rows)
+        packed, tokens = self._pack(slices, rows, padding)
         host = torch.tensor(packed, dtype=torch.int64, pin_memory=self.device.type == "cuda")
         vector = host.to(self.device, non_blocking=True) if into is None else into.copy_(host, non_blocking=True)
-        longest = max(part.count for part in batch.slices)
-        return unpack(vector, tokens, slices, longest, max(part.start + part.count for part in batch.slices))
+        ends = [part.start + part.count for part in slices]
+        singles = sum(part.count == 1 for part in slices)
+        shape = StepShape(
+            tokens,
+            len(slices) if padding is None else padding.tokens,
+            singles if padding is None else padding.tokens,
+            max(part.count for part in slices),
+            max(ends),
+            max(ends[:singles], default=0),
+            padding is not None or list(rows) == list(range(tokens)),
+        )
+        return unpack(vector, shape)
 
-    def _pack(self, slices: Items[Slice], rows: Items[int], padding: Padding | None) -> tuple[list[int], int, int]:
-        """The vector, and T and S."""
+    def _pack(self, slices: Items[Slice], rows: Items[int], padding: Padding | None) -> tuple[list[int], int]:
+        """The vector, and T."""
         ids: list[int] = []
         positions: list[int] = []
         places: list[int] = []
@@ -99,7 +111,7 @@ class StepBuilder:
             lengths += [0] * more
             starts += range(len(starts), padding.tokens + 1)
             rows = [*rows, *range(len(rows), padding.tokens)]
-        return ids + positions + places + slots + lengths + starts + list(rows), len(ids), len(slots)
+        return ids + positions + places + slots + lengths + starts + list(rows), len(ids)
 
     def _pack_tokens(self, part: Slice, ids: list[int]) -> None:
         sequence, end = part.sequence, part.start + part.count
@@ -137,13 +149,52 @@ class StepBuilder:
             self.tables.view(-1).index_copy_(0, pair[0], pair[1].to(torch.int32))
 
 
-def unpack(vector: Tensor, tokens: int, slices: int, longest: int, max_length: int) -> Step:
+@dataclass(frozen=True, slots=True)
+class StepShape:
+    """What the host knows of a step: T, S, and the numbers of Step that are no tensors."""
+
+    tokens: int
+    slices: int
+    singles: int
+    longest: int
+    max_length: int
+    max_single_length: int
+    every_row: bool
+
+
+def unpack(vector: Tensor, shape: StepShape) -> Step:
     """The step that lies in `vector`: views of it, but for the two that become int32."""
+    tokens, slices = shape.tokens, shape.slices
     rows = vector.numel() - 3 * tokens - 3 * slices - 1
     parts = vector.split([tokens, tokens, tokens, slices, slices, slices + 1, rows])
     ids, positions, places, slots, lengths, starts, wanted = parts
-    lengths, starts = lengths.to(torch.int32), starts.to(torch.int32)
-    return Step(ids, positions, places, slots, lengths, starts, wanted, longest, max_length)
+    return Step(
+        ids,
+        positions,
+        places,
+        slots,
+        lengths.to(torch.int32),
+        starts.to(torch.int32),
+        wanted,
+        shape.every_row,
+        shape.singles,
+        shape.longest,
+        shape.max_length,
+        shape.max_single_length,
+    )
+
+
+def singles_first(slices: Items[Slice], rows: Items[int]) -> tuple[Items[Slice], Items[int]]:
+    """The slices with those of one token in front, and where `rows` of the given order lie then."""
+    ordered = sorted(slices, key=lambda part: part.count > 1)
+    if all(a is b for a, b in zip(slices, ordered, strict=True)):
+        return slices, rows
+    begin, places = 0, {}
+    for part in ordered:
+        places[id(part)] = begin
+        begin += part.count
+    moved = [places[id(part)] + i for part in slices for i in range(part.count)]
+    return ordered, [moved[row] for row in rows]
 
 
 def vector_size(tokens: int) -> int:

@@ -5,7 +5,7 @@ import torch
 
 from quantlab.runtime.batch import Batch, Slice
 from quantlab.runtime.request import SamplingParams
-from quantlab.runtime.step import Padding, StepBuilder, unpack, vector_size, wanted_rows
+from quantlab.runtime.step import Padding, StepBuilder, StepShape, unpack, vector_size, wanted_rows
 from tests.runtime.steps import batch, sequence
 
 
@@ -47,14 +47,25 @@ def test_padding_writes_nowhere_and_attends_to_nothing() -> None:
     one, two = sequence("a", [5], [1], slot=0), sequence("b", [6], [2], slot=2)
     vector = torch.full((vector_size(4),), 99)
     step = builder().build(batch((one, 0, 1), (two, 0, 1), admitted=(one, two)), [0, 1], Padding(4, 4), into=vector)
-    again = unpack(vector, 4, 4, longest=1, max_length=48)
+    again = unpack(vector, StepShape(4, 4, 4, 1, 48, 48, every_row=True))
     assert step.ids.tolist() == again.ids.tolist() == [5, 6, 0, 0]
     assert again.cache_slots.tolist() == [16, 32, -1, -1]
     assert again.lengths.tolist() == [1, 1, 0, 0]
     assert again.slots.tolist() == [0, 2, 4, 4]
     assert again.starts.tolist() == [0, 1, 2, 3, 4]
     assert again.rows.tolist() == [0, 1, 2, 3]
-    assert step.decodes
+    assert (step.singles, step.longest, step.every_row) == (4, 1, True)
+
+
+def test_slices_of_one_token_come_first_and_rows_move_with_them() -> None:
+    chunk, one = sequence("a", [50, 51, 52, 53], [1], slot=0), sequence("b", [60], [2], slot=1)
+    step = builder().build(batch((chunk, 0, 4), (one, 0, 1), admitted=(chunk, one)), [1, 3, 4])
+    assert step.ids.tolist() == [60, 50, 51, 52, 53]
+    assert (step.starts.tolist(), step.slots.tolist()) == ([0, 1, 5], [1, 0])
+    assert step.rows.tolist() == [2, 4, 0]
+    assert (step.singles, step.max_single_length, step.max_length, step.every_row) == (1, 1, 4, False)
+    every = builder().build(batch((chunk, 0, 4), (one, 0, 1), admitted=(chunk, one)), range(5))
+    assert not every.every_row  # all rows, but in another order
 
 
 def test_rows_are_those_that_are_sampled_and_those_before_prompt_tokens_asked_for() -> None:
