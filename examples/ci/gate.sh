@@ -26,7 +26,22 @@ case $inconclusive in pass | fail) ;; *) echo "INCONCLUSIVE is pass or fail, not
 mkdir -p "$out"
 rm -rf "$out/report"   # a report of an earlier run must not be published as this one's
 # Unquoted on purpose: both may hold several words.
-$quantlab quantize "$model" --out "$out/model" --force $options
+$quantlab quantize "$model" --out "$out/model" --force $options || {
+    status=$?
+    mkdir -p "$out/report"
+    cat > "$out/report/junit.xml" << XML
+<?xml version="1.0" encoding="utf-8"?>
+<testsuites name="quantlab quantize" tests="1" failures="0" errors="1" time="0">
+  <testsuite name="quantlab quantize" tests="1" failures="0" errors="1" skipped="0" time="0">
+    <testcase classname="quantlab.quantize" name="quantize" time="0">
+      <error type="exit code $status" message="nothing was quantized, so there is nothing to judge; see the log"/>
+    </testcase>
+  </testsuite>
+</testsuites>
+XML
+    echo "gate: no verdict, quantizing ended with exit code $status"
+    exit "$status"
+}
 
 status=0
 $quantlab eval "$out/model" --baseline "$model" --out "$out/report" "$@" || status=$?

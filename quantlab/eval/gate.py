@@ -39,7 +39,8 @@ def judge(gate: Gate, texts: Sequence[TextResult], tasks: Sequence[TaskResult], 
     Raises GateError when a metric was not measured.
     """
     metrics = measured(texts, tasks, noise)
-    check_measurable(gate, {name for metric in metrics for name in metric.names})
+    names = {name for metric in metrics for name in metric.names}
+    check_measurable(gate, names)
     cases = list(_cases(gate, metrics))
     findings = [examine(rule, metric.quantity, gate.alpha, len(cases)) for rule, metric in cases]
     adjusted = iter(holm([finding.p_fail for finding in findings if finding.p_fail is not None]))
@@ -47,7 +48,9 @@ def judge(gate: Gate, texts: Sequence[TextResult], tasks: Sequence[TaskResult], 
         _line(metric, finding, None if finding.p_fail is None else next(adjusted), gate.alpha)
         for (_, metric), finding in zip(cases, findings, strict=True)
     )
-    return GateResult(source=gate.source, alpha=gate.alpha, verdict=worst(line.verdict for line in lines), lines=lines)
+    left_out = tuple(dict.fromkeys(rule.metric for rule in gate.rules if rule.metric not in names))
+    verdict = worst(line.verdict for line in lines)
+    return GateResult(source=gate.source, alpha=gate.alpha, verdict=verdict, lines=lines, left_out=left_out)
 
 
 def worst(verdicts: Iterable[Verdict]) -> Verdict:

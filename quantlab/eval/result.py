@@ -210,12 +210,13 @@ class GateLine(Strict):
 
 
 class GateResult(Strict):
-    """The verdict of the whole, and of each line."""
+    """The verdict of the whole, and of each line; `left_out` are metrics of optional lines that were not measured."""
 
     source: str  # the gate file, or "default"
     alpha: Real
     verdict: Verdict
     lines: tuple[GateLine, ...]
+    left_out: tuple[str, ...] = ()
 
 
 class Machine(Strict):

@@ -22,6 +22,7 @@ from quantlab.yaml_tree import Kind
 
 MAX_INCLUDES = 8
 SUFFIX = ".yaml"
+SUFFIXES = (SUFFIX, ".yml")  # of the user's files
 # What `datasets` reads from local files without running or unpickling anything.
 LOCAL_FORMATS = ("json", "text", "csv", "parquet")
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -67,7 +68,7 @@ def find_files(task_dir: Path | None, allow_code: bool) -> dict[str, TaskFile]:
         return found
     if not task_dir.is_dir():
         raise UsageError("there is no such folder", where=f"--task-dir {task_dir}")
-    for path in sorted(task_dir.glob(f"*{SUFFIX}")):
+    for path in sorted(path for path in task_dir.iterdir() if path.suffix in SUFFIXES):
         file = read_task_file(path, allow_code)
         found[file.name] = file
     return found

@@ -26,7 +26,7 @@ from quantlab.eval.harness_tasks import build, harness_file, harness_group, harn
 from quantlab.eval.options import TaskOptions
 from quantlab.eval.task_data import loader
 from quantlab.eval.task_files import (
-    SUFFIX,
+    SUFFIXES,
     TaskFile,
     bundled_folder,
     check_sources,
@@ -146,7 +146,7 @@ def quiet_libraries() -> Iterator[None]:
 
 def _named(name: str, request: TaskOptions, files: Mapping[str, TaskFile]) -> Iterator[ConfigurableTask]:
     """The tasks of one name that the user gave: a path, a local or bundled name, one of the harness's own."""
-    if name.endswith(SUFFIX):
+    if name.endswith(SUFFIXES):
         path = Path(name)
         beside = find_files(path.parent, request.allow_code) if path.is_file() else {}
         yield from _expand(read_task_file(path, request.allow_code), request, {**files, **beside})

@@ -104,6 +104,8 @@ def test_an_error_is_no_verdict_and_an_old_report_is_not_published_for_it(reposi
     missing = gate_sh(repository, tmp_path / "absent", tmp_path / "out", *FEW)
     assert missing.returncode == 4
     assert missing.stderr.count("\n") == 1
+    suite = ElementTree.parse(tmp_path / "out" / "report" / "junit.xml").getroot()[0]
+    assert (suite.get("errors"), suite[0][0].get("type")) == ("1", "exit code 4")
 
 
 def test_the_usage_is_shown_and_wrong_settings_are_refused(repository, tmp_path):

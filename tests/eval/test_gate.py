@@ -294,3 +294,14 @@ def test_wild_windows_leave_finite_bounds() -> None:
     assert line.high is not None
     assert math.isfinite(line.high)
     assert GateLine.model_validate_json(line.model_dump_json()) == line
+
+
+def test_optional_lines_without_a_measurement_are_named_in_the_result() -> None:
+    result = judge(default_gate(), [text_result(log_ratio=mean(0.01), kl=mean(0.01))], [], None)
+    assert result.verdict == "pass" and result.left_out == ("tasks.accuracy", "task.*")
+
+
+def test_an_optional_line_for_a_mistyped_task_does_not_vanish() -> None:
+    asked = gate("metric: ppl_ratio, max: 1.1", "metric: task.piqqa, test: mcnemar, optional: true")
+    result = judge(asked, [text_result(log_ratio=mean(0.01), kl=mean(0.01))], [task_result("piqa", 1, 1, 100)], None)
+    assert result.left_out == ("task.piqqa",)

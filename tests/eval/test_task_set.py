@@ -58,7 +58,8 @@ def test_a_task_file_is_asked_by_its_path(quiz_dir, tmp_path_factory):
     other = tmp_path_factory.mktemp("elsewhere")
     (quiz_dir / "quiz.jsonl").rename(other / "quiz.jsonl")
     (quiz_dir / "both.yaml").write_text("group: both\ntask: [quiz, {task: quiz, num_fewshot: 0}]\n")
-    for name in ("quiz.yaml", "both.yaml"):
+    (quiz_dir / "quiz.yaml").rename(quiz_dir / "quiz.yml")
+    for name in ("quiz.yml", "both.yaml"):
         assert load(other, str(quiz_dir / name)).metrics == {"quiz": "acc"}
 
 

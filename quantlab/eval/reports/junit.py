@@ -19,7 +19,7 @@ ZONE = re.compile(r"(Z|[+-]\d\d:\d\d)$")
 
 def junit(report: Report) -> bytes:
     """The XML of a finished evaluation."""
-    cases = [_case(line, report.gate) for line in report.gate.lines] if report.gate else [_unjudged()]
+    cases = _cases(report.gate) if report.gate else [_unjudged()]
     suite = _suite(cases, duration(report))
     suite.set("timestamp", ZONE.sub("", one_line(report.created)))  # readers of JUnit know no time zones
     properties = Element("properties")
@@ -38,6 +38,10 @@ def environment_error(error: QuantlabError) -> bytes:
     return _document(_suite([case], 0.0))
 
 
+def _cases(gate: GateResult) -> list[Element]:
+    return [_case(line, gate) for line in gate.lines] + [_left_out(metric) for metric in gate.left_out]
+
+
 def _case(line: GateLine, gate: GateResult) -> Element:
     name = f"{one_line(line.metric)}: {one_line(line.requirement)}"
     case = Element("testcase", classname="quantlab.gate", name=name, time="0")
@@ -49,6 +53,12 @@ def _case(line: GateLine, gate: GateResult) -> Element:
         SubElement(case, "skipped", message=f"inconclusive: {reason}")
     else:
         SubElement(case, "system-out").text = reason
+    return case
+
+
+def _left_out(metric: str) -> Element:
+    case = Element("testcase", classname="quantlab.gate", name=one_line(metric), time="0")
+    SubElement(case, "skipped", message="an optional line, not measured")
     return case
 
 

@@ -9,7 +9,7 @@ import unicodedata
 from quantlab.errors import printable
 from quantlab.eval.result import Estimate, GateLine, GateResult, Report, Verdict
 
-MAX_NAMED = 3
+MAX_NAMED, MAX_LEFT_OUT = 3, 8
 WORDS: dict[Verdict, str] = {"pass": "PASS", "fail": "FAIL", "inconclusive": "INCONCLUSIVE"}
 NO_GATE = "MEASURED"
 
@@ -40,13 +40,16 @@ def verdict_sentence(report: Report) -> str:
     gate = report.gate
     if gate is None:
         return "No gate was applied: these are measurements without a verdict."
-    missed, undecided = ([line for line in gate.lines if line.verdict == which] for which in ("fail", "inconclusive"))
-    total = len(gate.lines)
-    if missed:
-        return f"{_count(len(missed), total)} missed: {_told(missed)}."
-    if undecided:
-        return f"Nothing is missed, but {_count(len(undecided), total)} undecided: {_told(undecided)}."
-    return "The only requirement is met." if total == 1 else f"All {total} requirements are met."
+    return _outcome(gate) + left_out(gate)
+
+
+def left_out(gate: GateResult) -> str:
+    """A sentence, after a blank, on the optional lines that nothing was measured for; empty if there are none."""
+    if not gate.left_out:
+        return ""
+    shown = ", ".join(one_line(metric, 60) for metric in gate.left_out[:MAX_LEFT_OUT])
+    more = len(gate.left_out) - MAX_LEFT_OUT
+    return f" Not measured and so not judged: {shown}{f' and {more} more' if more > 0 else ''}."
 
 
 def in_order(gate: GateResult) -> list[GateLine]:
@@ -112,6 +115,16 @@ def percent_with_error(estimate: Estimate) -> str:
     """`86.5 % ± 0.2`."""
     error = estimate.standard_error
     return percent(estimate.value) if error is None else f"{percent(estimate.value)} ± {100 * error:.1g}"
+
+
+def _outcome(gate: GateResult) -> str:
+    missed, undecided = ([line for line in gate.lines if line.verdict == which] for which in ("fail", "inconclusive"))
+    total = len(gate.lines)
+    if missed:
+        return f"{_count(len(missed), total)} missed: {_told(missed)}."
+    if undecided:
+        return f"Nothing is missed, but {_count(len(undecided), total)} undecided: {_told(undecided)}."
+    return "The only requirement is met." if total == 1 else f"All {total} requirements are met."
 
 
 def _few_marks(text: str, most: int = 3) -> str:

@@ -114,3 +114,10 @@ def test_the_time_has_no_zone(report: Report) -> None:
     for created in ("2026-11-22T10:00:00Z", "2026-11-22T10:00:00+00:00"):
         root = fromstring(junit(report.model_copy(update={"created": created})))
         assert next(root.iter("testsuite")).get("timestamp") == "2026-11-22T10:00:00"
+
+
+def test_an_optional_line_that_was_not_measured_is_skipped(passing: Report) -> None:
+    assert passing.gate is not None
+    partial = passing.gate.model_copy(update={"left_out": ("task.*",)})
+    suite = checked(junit(passing.model_copy(update={"gate": partial})))
+    assert outcomes(suite) == [*["passed"] * len(passing.gate.lines), "skipped"]

@@ -70,3 +70,10 @@ def test_stages_do_not_count_the_total_twice(report: Report) -> None:
     assert duration(timed) == 95.0 and duration(report) == pytest.approx(215.7)
     (row,) = [row for row in provenance(timed).rows if row[0] == "time"]
     assert row[1] == "1m 35s (text 30s, tasks 1m 00s)"
+
+
+def test_a_verdict_says_which_optional_lines_were_not_judged(passing: Report) -> None:
+    assert passing.gate is not None and "Not measured" not in verdict_sentence(passing)
+    partial = passing.gate.model_copy(update={"left_out": ("tasks.accuracy", "task.*")})
+    told = verdict_sentence(passing.model_copy(update={"gate": partial}))
+    assert told.endswith("met. Not measured and so not judged: tasks.accuracy, task.*.")
