@@ -1,4 +1,4 @@
-"""y = x W^T (+ bias) for a 4-bit weight: checks, the choice of a kernel, the launch.
+"""y = x W^T (+ bias) for a weight of 4-bit or 8-bit codes: checks, the choice of a kernel, the launch.
 
 Which kernel runs where is `supported_kernels`: Gluon on Hopper under the Triton releases it was checked with, mma.sync
 on NVIDIA GPUs from sm_80, plain Triton everywhere else and in the interpreter. Knows nothing about models.
@@ -14,6 +14,7 @@ from torch import Tensor
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+from quantlab_kernels.gluon_schedule import program_count, streamed_tiles
 from quantlab_kernels.w4a16_decode import w4a16_decode_kernel
 from quantlab_kernels.w4a16_gluon import w4a16_gluon_kernel
 from quantlab_kernels.w4a16_heuristic import likely_tile
@@ -24,8 +25,6 @@ from quantlab_kernels.w4a16_triton import w4a16_plain_kernel
 # Gluon changes between releases; its kernel runs on a GPU under 3.6 and is compiled and linted under the others.
 GLUON_RELEASES = ("3.6", "3.9")
 COUNTERS = 1 << 16
-# By times on an H200: 128 tokens and 32 more take 147 us, 160 at once 163; 256 and one more take 216, 257 at once 344.
-FULL_TILES, REMAINDER = (128, 256), 32
 INTERPRETED = triton.knobs.runtime.interpret
 # Triton's hash of a kernel depends on which kernel was hashed first in a process, since they share functions. All are
 # hashed here, in one order, so that a process finds in the cache what another one has compiled.
@@ -48,26 +47,19 @@ def w4a16_linear(x: Tensor, weight: W4A16Weight, bias: Tensor | None = None, til
     return out.view(*x.shape[:-1], weight.out_features)
 
 
-def token_parts(tokens: int, device: torch.device) -> list[int]:
-    """Numbers of tokens for one launch each: a few tokens past a full tile are cheaper as a launch of their own."""
-    if GluonTile in supported_kernels(device):
-        for full in FULL_TILES:
-            if full < tokens <= full + REMAINDER:
-                return [full, tokens - full]
-    return [tokens]
-
-
-def choose_tile(rows: int, columns: int, tokens: int, device: torch.device, aligned: bool = True) -> Tile:
-    """The tile measured on this GPU for a weight [rows, columns], else a likely one.
+def choose_tile(
+    rows: int, columns: int, tokens: int, device: torch.device, aligned: bool = True, bits: int = 4
+) -> Tile:
+    """The tile measured on this GPU for a weight [rows, columns] of `bits`-bit codes, else a likely one.
 
     aligned: whether each row of x begins at a multiple of 16 bytes, as the copy engine that Gluon uses demands.
     """
-    kernels = supported_kernels(device)
-    if not aligned:
-        kernels = tuple(kind for kind in kernels if kind is not GluonTile)
-    tile = measured_tile(torch.cuda.get_device_name(device), rows, columns, tokens) if device.type == "cuda" else None
+    refused = ((GluonTile,) if not aligned else ()) + ((DecodeTile,) if bits == 8 else ())
+    kernels = tuple(kind for kind in supported_kernels(device) if kind not in refused)
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" and bits == 4 else None
+    tile = measured_tile(gpu, rows, columns, tokens) if gpu else None
     if tile is None or type(tile) not in kernels:
-        return likely_tile(rows, columns, tokens, kernels, processors(device))
+        return likely_tile(rows, columns, tokens, kernels, processors(device), bits)
     return tile
 
 
@@ -100,14 +92,12 @@ def programmatic(device: torch.device) -> bool:
 
 
 def run(x: Tensor, weight: W4A16Weight, bias: Tensor | None, out: Tensor, tile: Tile | None, early: bool) -> None:
-    """Enqueue what out [M, N] = x [M, K] W^T + bias takes: one launch with `tile`, or those that are best."""
-    counts = token_parts(x.shape[0], x.device) if tile is None else [x.shape[0]]
-    for part, part_out in zip(x.split(counts), out.split(counts), strict=True):
-        if part_out.numel():
-            aligned = _aligned(part)
-            chosen = tile or choose_tile(weight.out_features, weight.in_features, part.shape[0], x.device, aligned)
-            _check_tile(chosen, part, weight)
-            launch(part, weight, bias, part_out, chosen, early)
+    """Enqueue out [M, N] = x [M, K] W^T + bias with `tile`, or with the best one known."""
+    if out.numel():
+        rows, columns = weight.out_features, weight.in_features
+        chosen = tile or choose_tile(rows, columns, x.shape[0], x.device, _aligned(x), weight.bits)
+        _check_tile(chosen, x, weight)
+        launch(x, weight, bias, out, chosen, early)
 
 
 def launch(x: Tensor, weight: W4A16Weight, bias: Tensor | None, out: Tensor, tile: Tile, early: bool) -> None:
@@ -127,7 +117,7 @@ def prepare(
     blocks = min(tile.blocks, 1 << (weight.blocks.bit_length() - 1))
     grid = (-(-weight.blocks // blocks), -(-x.shape[0] // tile.tokens))
     sizes = (x.shape[0], weight.out_features, weight.in_features, weight.chunks)
-    flags = (weight.group_size, weight.zeros is not None, bias is not None, _dot_dtype(x.dtype))
+    flags = (weight.group_size, weight.zeros is not None, bias is not None, weight.bits, _dot_dtype(x.dtype))
     arguments = (x, *_pointers(weight, bias), out, 2.0**weight.exponent, *sizes, blocks, tile.tokens, *flags)
     return w4a16_plain_kernel, grid, arguments, {"num_warps": 4, "enable_fp_fusion": True}
 
@@ -138,7 +128,8 @@ def _prepare_decode(
     tokens = -(-x.shape[0] // tile.tokens)
     size = 16 * tile.row_tiles
     row_tiles = -(-weight.out_features // size)
-    partials, counters = _workspace(x.device, row_tiles * tokens, size * tile.tokens, tile.split)
+    shared = row_tiles * tokens if tile.split > 1 else 0
+    partials, counters = workspace(x.device, shared, shared * tile.split * size * tile.tokens)
     whole = weight.in_features % (128 * tile.warps) == 0 and weight.in_features >= 128 * tile.warps * tile.split
     sizes = (x.shape[0], weight.out_features, weight.in_features, weight.chunks)
     shape = (tile.warps, tile.row_tiles, tile.tokens, 128 // weight.group_size, tile.split)
@@ -157,16 +148,21 @@ def _prepare_gluon(
 ) -> tuple[Any, tuple[int, ...], tuple[Any, ...], dict[str, Any]]:
     tokens = -(-x.shape[0] // tile.columns)
     tiles = -(-weight.blocks * ROWS // tile.rows) * tokens
-    partials, counters = _workspace(x.device, tiles, tile.rows * tile.columns, tile.split)
+    slots, stages = processors(x.device) * tile.resident, -(-weight.chunks // tile.chunks)
+    streamed = streamed_tiles(tiles, tile.split, slots)
+    programs = program_count(tiles, tile.split, slots, stages)
+    if programs * streamed * stages >= 1 << 31:
+        raise ValueError(f"{tile} makes too many programs for {tiles} tiles")
+    rooms = programs * (1 if tile.split else 2) if streamed else 0
+    partials, counters = workspace(x.device, streamed, rooms * tile.rows * tile.columns)
     second = _descriptor(x, tile.more_tokens or tile.tokens)
     words, scales, zeros, bias_or_any = _pointers(weight, bias)
     pointers = (_descriptor(x, tile.tokens), second, _word_descriptor(weight, tile), scales, zeros, bias_or_any, out)
-    sizes = (x.shape[0], weight.out_features, weight.chunks, weight.blocks, tokens)
-    shape = (tile.stages, tile.warps, tile.row_blocks, tile.chunks, weight.group_size, tile.tokens, tile.more_tokens)
-    flags = (tile.split, weight.zeros is not None, bias is not None, early)
+    sizes = (x.shape[0], weight.out_features, weight.chunks, weight.blocks, tokens, streamed)
+    ring = tile.stages(weight.bits)
+    shape = (ring, tile.warps, tile.row_blocks, tile.chunks, weight.group_size, tile.tokens, tile.more_tokens)
+    flags = (tile.split, weight.zeros is not None, bias is not None, weight.bits, early)
     arguments = (*pointers, partials, counters, 2.0**weight.exponent, *sizes, *shape, *flags)
-    # Without a split, programs take one tile after the other, the next one's operands on their way meanwhile.
-    programs = tiles * tile.split if tile.split > 1 else min(tiles, processors(x.device) * tile.resident)
     return w4a16_gluon_kernel, (programs,), arguments, _options(tile, early) | {"maxnreg": tile.registers}
 
 
@@ -192,20 +188,19 @@ def _descriptor(x: Tensor, tokens: int) -> TensorDescriptor:
 
 def _word_descriptor(weight: W4A16Weight, tile: GluonTile) -> TensorDescriptor:
     """Words with K outermost, so that a box holds chunk after chunk."""
-    words = weight.words.view(weight.blocks, weight.chunks, 16, COLUMNS).permute(1, 0, 2, 3)
-    box = [tile.chunks, tile.rows // ROWS, 16, COLUMNS]
+    words = weight.words.view(weight.blocks, -1, 16, COLUMNS).permute(1, 0, 2, 3)
+    box = [tile.chunks * weight.bits // 4, tile.rows // ROWS, 16, COLUMNS]
     return TensorDescriptor.from_tensor(words, box, gl.NVMMASharedLayout(128, 16, 4))
 
 
-def _workspace(device: torch.device, tiles: int, size: int, split: int) -> tuple[Tensor, Tensor]:
-    """Room for the partial sums of a launch, and counters that are zero between launches."""
+def workspace(device: torch.device, tiles: int, size: int) -> tuple[Tensor, Tensor]:
+    """Room for `size` partial sums of the tiles that programs share, and counters that are zero between launches."""
     stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
     counters = _counters(device, stream)
-    if split == 1:
-        return counters, counters
     if tiles > COUNTERS:
         raise ValueError(f"K cannot be split for {tiles} tiles: at most {COUNTERS}")
-    return torch.empty(tiles * split * size, dtype=torch.float32, device=device), counters
+    partials = torch.empty(size, dtype=torch.float32, device=device) if tiles else counters.view(torch.float32)
+    return partials, counters
 
 
 @cache
@@ -215,12 +210,12 @@ def _counters(device: torch.device, stream: int) -> Tensor:
 
 
 def _check_tile(tile: Tile, x: Tensor, weight: W4A16Weight) -> None:
-    if type(tile) not in supported_kernels(x.device):
-        raise ValueError(f"{x.device} does not run {type(tile).__name__} kernels")
+    if type(tile) not in supported_kernels(x.device) or (isinstance(tile, DecodeTile) and weight.bits == 8):
+        raise ValueError(f"{x.device} does not run {type(tile).__name__} kernels on {weight.bits}-bit codes")
     if isinstance(tile, GluonTile):
         if not _aligned(x):
             raise ValueError("the Gluon kernel needs rows of x that begin at multiples of 16 bytes")
-        if tile.stages < 2 or tile.split > -(-weight.chunks // tile.chunks):
+        if tile.stages(weight.bits) < 2 or tile.split > -(-weight.chunks // tile.chunks):
             raise ValueError(f"{tile} does not fit shared memory or K = {weight.in_features}")
 
 

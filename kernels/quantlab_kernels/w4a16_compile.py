@@ -32,6 +32,7 @@ class Product:
     zeros: bool = False
     bias: bool = False
     early: bool = True
+    bits: int = 4
 
 
 class OfflineDriver:
@@ -96,7 +97,7 @@ def _reason(product: Product) -> str:
 def _empty_weight(product: Product) -> W4A16Weight:
     blocks = -(-product.rows // ROWS)
     columns = -(-product.columns // PADDED_COLUMNS) * PADDED_COLUMNS
-    words = torch.empty(blocks * columns // COLUMNS * 16, COLUMNS, dtype=torch.int16)
+    words = torch.empty(blocks * columns // COLUMNS * 4 * product.bits, COLUMNS, dtype=torch.int16)
     scales = torch.empty(blocks, columns // product.group_size, 8, 4, 2, dtype=product.dtype)
     zeros = torch.empty_like(scales, dtype=torch.int16) if product.zeros else None
-    return W4A16Weight(words, scales, zeros, 0, product.rows, product.columns, product.group_size)
+    return W4A16Weight(words, scales, zeros, 0, product.rows, product.columns, product.group_size, product.bits)

@@ -88,8 +88,8 @@ def multiply(acc, p, quarter: tl.constexpr, scale, zero, x, m0, M, K, step, WARP
     else:
         s = spread(scale, WARPS, MT)
         z = spread(zero, WARPS, MT)
-        a0 = unpack_plain(p, 2 * pair, s, z, ZEROS, D)
-        a1 = unpack_plain(p, 2 * pair + 1, s, z, ZEROS, D)
+        a0 = unpack_plain(p, 2 * pair, s, z, ZEROS, 4, D)
+        a1 = unpack_plain(p, 2 * pair + 1, s, z, ZEROS, 4, D)
     acc = tl.dot(a0, load_x(x, m0, M, K, step, 2 * quarter, WARPS, BM, D, WHOLE), acc)
     return tl.dot(a1, load_x(x, m0, M, K, step, 2 * quarter + 1, WARPS, BM, D, WHOLE), acc)
 

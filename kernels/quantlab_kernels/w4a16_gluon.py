@@ -1,4 +1,4 @@
-"""W4A16 for many tokens on Hopper (sm_90a), in Gluon: out[m, n] = sum_k x[m, k] W[n, k], on WGMMA.
+"""W4A16 and W8A16 on Hopper (sm_90a), in Gluon: out[m, n] = sum_k x[m, k] W[n, k], on WGMMA.
 
 out^T = W x^T with W as operand A from registers. One producer warp fills a ring of STAGES stages by TMA (words of BN
 rows, x of BM tokens, 64 KH columns each); WARPS consumer warps unpack words to weights in registers (w4a16_unpack) and
@@ -6,8 +6,8 @@ issue asynchronous WGMMAs, one batch of 64 columns in flight while the next is u
 sums run over all of K without being touched.
 
 A program makes a tile of BN = 16 WARPS R rows by BM (+ BM2) tokens. R = 2: two row blocks share x. BM2 > 0: two widths
-of WGMMA share the unpacked weights, for token counts between powers of two. SPLIT programs divide K: each writes its
-sum in float32, the one that arrives last adds all in their fixed order, and nobody waits for anybody.
+of WGMMA share the unpacked weights, for token counts between powers of two. Tiles that several programs share are added
+up as gluon_schedule says.
 
 What ptxas demands, and the offline tests check in the machine code:
 - accumulators are defined by WGMMA alone on every path (`assume(n > 0)`), else all WGMMAs are serialized (C7515);
@@ -26,107 +26,86 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
+from quantlab_kernels.gluon_schedule import meet, piece, place, span, wait_for_previous_kernel
 from quantlab_kernels.w4a16_unpack import assembly
 
-# Gluon renames its functions between releases: the left names are those of Triton 3.9, the right ones of 3.6.
+# Gluon renames its functions between releases: the left name is that of Triton 3.9, the right one of 3.6.
 async_load = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global_to_shared
-barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier
-
-# Tiles of tokens that are handled together, row block by row block, while the x of all of them is in the L2 cache.
-TOKEN_TILES = gl.constexpr(8)
 
 
 @gluon.jit
-def wait_for_previous_kernel(START: gl.constexpr):
-    """START: let the next kernel start early. Otherwise: until the kernel before this one is done."""
-    text: gl.constexpr = "griddepcontrol.launch_dependents; // $0" if START else "griddepcontrol.wait; // $0"
-    gl.inline_asm_elementwise(text, "=r", [], dtype=gl.int32, is_pure=False, pack=1)
-
-
-@gluon.jit
-def minus_8(scale):
-    """-8 * scale as a weight has it; see w4a16_unpack.minus_8."""
+def minus_half(scale, BITS: gl.constexpr):
+    """Minus what a code of 0 is stored as, times scale, as a weight has it; see w4a16_unpack.minus_half."""
+    SHIFT: gl.constexpr = 130 if BITS == 4 else 126
     if scale.dtype == gl.bfloat16:
         bits = scale.to(gl.int16, bitcast=True)
-        product = gl.where((bits & 0x7FFF) > (130 << 7), (bits - (130 << 7)) ^ -0x8000, 0).to(gl.int16)
+        product = gl.where((bits & 0x7FFF) > (SHIFT << 7), (bits - (SHIFT << 7)) ^ -0x8000, 0).to(gl.int16)
         term = product.to(gl.bfloat16, bitcast=True)
     else:
-        term = scale * -(2.0**-21)
+        term = scale * -(2.0**-21 if BITS == 4 else 2.0**-17)
     return term
 
 
 @gluon.jit
-def scale_terms(s, z, MMA: gl.constexpr, WARPS: gl.constexpr, ZEROS: gl.constexpr):
+def scale_terms(s, z, MMA: gl.constexpr, WARPS: gl.constexpr, ZEROS: gl.constexpr, BITS: gl.constexpr):
     """The four operands of unpacking, [16 WARPS, 1] each. s, z: [16 WARPS] as stored, row (w, r, b1)."""
     A: gl.constexpr = gl.SliceLayout(1, gl.DotOperandLayout(0, MMA, 2))
     s = gl.reshape(gl.permute(gl.reshape(s, (WARPS, 8, 2)), (0, 2, 1)), (16 * WARPS,))
     s0 = gl.expand_dims(gl.convert_layout(s, A, assert_trivial=True), 1)
-    s1 = s0 * 0.0625
+    s1 = s0 * 0.0625 if BITS == 4 else s0
     if ZEROS:
         z = gl.reshape(gl.permute(gl.reshape(z, (WARPS, 8, 2)), (0, 2, 1)), (16 * WARPS,))
         z = gl.expand_dims(gl.convert_layout(z, A, assert_trivial=True), 1)
         t0 = z.to(s0.dtype, bitcast=True)
-        t1 = ((z << 4) | -32768).to(gl.int16).to(s0.dtype, bitcast=True)
+        t1 = ((z << 4) | -32768).to(gl.int16).to(s0.dtype, bitcast=True) if BITS == 4 else t0
     else:
-        t0 = minus_8(s0)
+        t0 = minus_half(s0, BITS)
         t1 = t0
     return s0, s1, t0, t1
 
 
 @gluon.jit
-def unpack_pair(q, pair: gl.constexpr, terms, ZEROS: gl.constexpr):
-    """Nibbles 2 pair and 2 pair + 1 of words q [16 WARPS, 16] as weights."""
+def unpack_pair(q, pair: gl.constexpr, terms, ZEROS: gl.constexpr, BITS: gl.constexpr):
+    """Codes 2 pair and 2 pair + 1 of words q [16 WARPS, 16] as weights; 8-bit words have two."""
     if terms[0].dtype == gl.bfloat16:
-        a = gl.inline_asm_elementwise(assembly(True, pair, ZEROS), "=r,=r,r,r,r,r,r",
+        a = gl.inline_asm_elementwise(assembly(True, pair, ZEROS, BITS), "=r,=r,r,r,r,r,r",
                                       [q, terms[0], terms[1], terms[2], terms[3]],
                                       dtype=(gl.bfloat16, gl.bfloat16), is_pure=True, pack=2)  # fmt: skip
     else:
-        a = gl.inline_asm_elementwise(assembly(False, pair, ZEROS), "=r,=r,r,r,r,r,r",
+        a = gl.inline_asm_elementwise(assembly(False, pair, ZEROS, BITS), "=r,=r,r,r,r,r,r",
                                       [q, terms[0], terms[1], terms[2], terms[3]],
                                       dtype=(gl.float16, gl.float16), is_pure=True, pack=2)  # fmt: skip
     return a
 
 
 @gluon.jit
-def unpack(p, low, high, A: gl.constexpr, WARPS: gl.constexpr, ZEROS: gl.constexpr):
-    """Words [4 WARPS, 64] as stored to operand A [16 WARPS, 64]. low, high: terms of columns 0-31 and 32-63."""
+def words_of(p, A: gl.constexpr, WARPS: gl.constexpr):
+    """Words [4 WARPS, 64] as stored, as [16 WARPS, 16]: a row's words, a thread's in its own registers."""
     q = gl.reshape(gl.permute(gl.reshape(p, (WARPS, 8, 4, 2, 2, 2)), (0, 4, 1, 3, 2, 5)), (16 * WARPS, 16))
-    q = gl.convert_layout(q, A, assert_trivial=True)
-    a0, a1 = unpack_pair(q, 0, low, ZEROS)
-    a2, a3 = unpack_pair(q, 1, high, ZEROS)
+    return gl.convert_layout(q, A, assert_trivial=True)
+
+
+@gluon.jit
+def unpack(words, row: gl.constexpr, next_row: gl.constexpr, low, high, WORDS: gl.constexpr, A: gl.constexpr,
+           WARPS: gl.constexpr, ZEROS: gl.constexpr, BITS: gl.constexpr):  # fmt: skip
+    """Operand A [16 WARPS, 64] from words in shared memory at `row` and, if 8-bit, 32 columns further at `next_row`.
+
+    low, high: terms of columns 0-31 and 32-63.
+    """
+    q = words_of(words.slice(row, 4 * WARPS, 0).load(WORDS), A, WARPS)
+    a0, a1 = unpack_pair(q, 0, low, ZEROS, BITS)
+    if BITS == 8:
+        q = words_of(words.slice(next_row, 4 * WARPS, 0).load(WORDS), A, WARPS)
+    a2, a3 = unpack_pair(q, 1 if BITS == 4 else 0, high, ZEROS, BITS)
     a = gl.join(gl.join(a0, a1), gl.join(a2, a3))
     a = gl.reshape(gl.permute(a, (0, 3, 2, 1)), (16 * WARPS, 64))
     return gl.convert_layout(a, A, assert_trivial=True)
 
 
 @gluon.jit
-def tile_count(NB, MB, BLOCKS: gl.constexpr, SPLIT: gl.constexpr):
-    """Tiles of the product, each counted once for every program that shares it."""
-    return (NB + BLOCKS - 1) // BLOCKS * MB * SPLIT
-
-
-@gluon.jit
-def place(index, C, NB, MB, BLOCKS: gl.constexpr, KH: gl.constexpr, COLUMNS: gl.constexpr, SPLIT: gl.constexpr):
-    """Where a tile begins, in blocks of 64 rows and in tokens, and which stages of K are this program's: first, count.
-
-    Bands of TOKEN_TILES tiles of tokens come one after the other, in a band all rows.
-    """
-    part = index % SPLIT
-    tile = index // SPLIT
-    tiles = (NB + BLOCKS - 1) // BLOCKS
-    band = tile // (TOKEN_TILES * tiles)
-    width = gl.minimum(MB - band * TOKEN_TILES, TOKEN_TILES)
-    within = tile % (TOKEN_TILES * tiles)
-    stages = (C + KH - 1) // KH
-    first = part * stages // SPLIT
-    count = (part + 1) * stages // SPLIT - first
-    return within // width * BLOCKS, (band * TOKEN_TILES + within % width) * COLUMNS, first, count
-
-
-@gluon.jit
-def load_words(wd, ws, bar, stage, block, kk, KH: gl.constexpr):
-    """One stage of words: chunk after chunk, in each the blocks of 64 rows one after the other."""
-    async_load(wd, [kk * KH, block, 0, 0], bar, ws.index(stage))
+def load_words(wd, ws, bar, stage, block, kk):
+    """One stage of words: 2 KB after 2 KB along K, in each the blocks of 64 rows one after the other."""
+    async_load(wd, [kk * wd.block_type.shape[0], block, 0, 0], bar, ws.index(stage))
 
 
 @gluon.jit
@@ -139,34 +118,42 @@ def load_x(xd, xd2, xs, xs2, bar, stage, m0, kk, KH: gl.constexpr, BM: gl.conste
 
 
 @gluon.jit
-def producer(xd, xd2, wd, xs, xs2, ws, full, empty, C, NB, MB, STAGES: gl.constexpr, BLOCKS: gl.constexpr,
-             KH: gl.constexpr, BM: gl.constexpr, BM2: gl.constexpr, SPLIT: gl.constexpr,
-             PDL: gl.constexpr):  # fmt: skip
-    """Fill the ring for one tile after the other. Words of the first stages do not wait for the kernel before."""
+def producer(xd, xd2, wd, xs, xs2, ws, full, empty, C, NB, MB, streamed, STAGES: gl.constexpr, BLOCKS: gl.constexpr,
+             KH: gl.constexpr, BM: gl.constexpr, BM2: gl.constexpr, PDL: gl.constexpr):  # fmt: skip
+    """Fill the ring for one piece after the other. Words of the first stages do not wait for the kernel before."""
     BYTES: gl.constexpr = wd.block_type.nbytes + KH * (BM + BM2) * 128
-    block, m0, kk, n = place(gl.program_id(0), C, NB, MB, BLOCKS, KH, BM + BM2, SPLIT)
+    program = gl.program_id(0)
+    programs = gl.num_programs(0)
+    row_tiles = (NB + BLOCKS - 1) // BLOCKS
+    stages = (C + KH - 1) // KH
+    begin, end, limit = span(program, programs, row_tiles * MB, streamed, stages)
+    tile, kk, n = piece(begin, end, program, programs, streamed, stages)
+    rows, tokens = place(tile, row_tiles, MB)
     early = gl.minimum(n, STAGES)
     for i in range(early):
         mbarrier.expect(full.index(i), BYTES)
-        load_words(wd, ws, full.index(i), i, block, kk + i, KH)
+        load_words(wd, ws, full.index(i), i, rows * BLOCKS, kk + i)
     if PDL:
         wait_for_previous_kernel(False)
     for i in range(early):
-        load_x(xd, xd2, xs, xs2, full.index(i), i, m0, kk + i, KH, BM, BM2)
+        load_x(xd, xd2, xs, xs2, full.index(i), i, tokens * (BM + BM2), kk + i, KH, BM, BM2)
     stage = early % STAGES
     phase = (early < STAGES).to(gl.int32)  # a stage that was never filled counts as emptied in phase 1
-    for tile in range(gl.program_id(0), tile_count(NB, MB, BLOCKS, SPLIT), gl.num_programs(0)):
-        block, m0, kk, n = place(tile, C, NB, MB, BLOCKS, KH, BM + BM2, SPLIT)
-        for i in range(gl.where(tile == gl.program_id(0), early, 0), n):
+    at = begin
+    while at < limit:
+        tile, kk, n = piece(at, end, program, programs, streamed, stages)
+        rows, tokens = place(tile, row_tiles, MB)
+        for i in range(gl.where(at == begin, early, 0), n):
             mbarrier.wait(empty.index(stage), phase)
             bar = full.index(stage)
             mbarrier.expect(bar, BYTES)
-            load_words(wd, ws, bar, stage, block, kk + i, KH)
-            load_x(xd, xd2, xs, xs2, bar, stage, m0, kk + i, KH, BM, BM2)
+            load_words(wd, ws, bar, stage, rows * BLOCKS, kk + i)
+            load_x(xd, xd2, xs, xs2, bar, stage, tokens * (BM + BM2), kk + i, KH, BM, BM2)
             stage += 1
             if stage == STAGES:
                 stage = 0
                 phase ^= 1
+        at += n
 
 
 @gluon.jit
@@ -187,7 +174,7 @@ def load_scales(values_of, rows, kk, GROUPS, R: gl.constexpr, PARTS: gl.constexp
 @gluon.jit
 def multiply_all(xs, xs2, ws, scales, zeros, full, empty, stage, phase, rows, kk, n, GROUPS, STAGES: gl.constexpr,
                  WARPS: gl.constexpr, R: gl.constexpr, KH: gl.constexpr, PARTS: gl.constexpr, BM: gl.constexpr,
-                 BM2: gl.constexpr, ZEROS: gl.constexpr):  # fmt: skip
+                 BM2: gl.constexpr, ZEROS: gl.constexpr, BITS: gl.constexpr):  # fmt: skip
     """Sums over stages kk to kk + n: [16 WARPS, BM] float32 of the first row block, and of the second one or of BM2."""
     MMA: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, BM, 16])
     MMA2: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, BM2 if BM2 else 8, 16])
@@ -211,16 +198,17 @@ def multiply_all(xs, xs2, ws, scales, zeros, full, empty, stage, phase, rows, kk
         next_s = load_scales(scales, rows, kk + i + 1, GROUPS, R, PARTS)
         next_z = load_scales(zeros, rows, kk + i + 1, GROUPS, R, PARTS) if ZEROS else next_s
         mbarrier.wait(full.index(stage), phase)
-        words = ws.index(stage).reshape([KH * R * 4 * WARPS, 64])
+        words = ws.index(stage).reshape([BITS // 4 * KH * R * 4 * WARPS, 64])
         for h in gl.static_range(KH):
             xb = xs.index(stage * KH + h).permute((1, 0))
             for r in gl.static_range(R):
-                p = words.slice((h * R + r) * 4 * WARPS, 4 * WARPS, 0).load(WORDS)
                 low = scale_terms(s[r * PARTS + 2 * h * PARTS // (2 * KH)], z[r * PARTS + 2 * h * PARTS // (2 * KH)],
-                                  MMA, WARPS, ZEROS)  # fmt: skip
+                                  MMA, WARPS, ZEROS, BITS)  # fmt: skip
                 high = scale_terms(s[r * PARTS + (2 * h + 1) * PARTS // (2 * KH)],
-                                   z[r * PARTS + (2 * h + 1) * PARTS // (2 * KH)], MMA, WARPS, ZEROS)  # fmt: skip
-                a = unpack(p, low, high, A, WARPS, ZEROS)
+                                   z[r * PARTS + (2 * h + 1) * PARTS // (2 * KH)], MMA, WARPS, ZEROS,
+                                   BITS)  # fmt: skip
+                a = unpack(words, (h * (BITS // 4) * R + r) * 4 * WARPS, ((h * (BITS // 4) + 1) * R + r) * 4 * WARPS,
+                           low, high, WORDS, A, WARPS, ZEROS, BITS)  # fmt: skip
                 if r == 1:
                     acc1 = warpgroup_mma(a, xb, acc1, is_async=True)
                     acc0 = warpgroup_mma_init(warpgroup_mma_wait(1, deps=[acc0]))
@@ -268,54 +256,11 @@ def store_tile(acc, out, bias, scale, n0, m0, M, N, BM: gl.constexpr, WARPS: gl.
 
 
 @gluon.jit
-def in_order(acc, BM: gl.constexpr, WARPS: gl.constexpr):
-    """The sums of a tile as one vector whose layout is 16 bytes a thread, side by side."""
-    v = gl.permute(gl.reshape(acc, (WARPS, 2, 8, BM // 8, 4, 2)), (3, 0, 2, 4, 1, 5))
-    return gl.reshape(v, (16 * WARPS * BM,))
-
-
-@gluon.jit
-def sum_partials(like, at, BM: gl.constexpr, WARPS: gl.constexpr, SPLIT: gl.constexpr, STRIDE: gl.constexpr):
-    """The partial sums of SPLIT programs, added in order; layout and shape of `like`."""
-    L: gl.constexpr = in_order(like, BM, WARPS).type.layout
-    at += gl.arange(0, 16 * WARPS * BM, layout=L)
-    v = gl.load(at, cache_modifier=".cg")
-    for j in gl.static_range(1, SPLIT):
-        v += gl.load(at + j * STRIDE, cache_modifier=".cg")
-    v = gl.permute(gl.reshape(v, (BM // 8, WARPS, 8, 4, 2, 2)), (1, 4, 2, 0, 3, 5))
-    return gl.convert_layout(gl.reshape(v, (16 * WARPS, BM)), like.type.layout, assert_trivial=True)
-
-
-@gluon.jit
-def meet(sum0, sum1, partials, counters, part, BM: gl.constexpr, BMS: gl.constexpr, WARPS: gl.constexpr,
-         TWO: gl.constexpr, SPLIT: gl.constexpr):  # fmt: skip
-    """Leave this program's sums for the last of SPLIT programs; returns whether that is this one, and all sums.
-
-    partials, counters: those of the tile.
-    """
-    SIZE: gl.constexpr = 16 * WARPS * BM
-    STRIDE: gl.constexpr = SIZE + (16 * WARPS * BMS if TWO else 0)
-    v = in_order(sum0, BM, WARPS)
-    gl.store(partials + part * STRIDE + gl.arange(0, SIZE, layout=v.type.layout), v)
-    if TWO:
-        v = in_order(sum1, BMS, WARPS)
-        gl.store(partials + part * STRIDE + SIZE + gl.arange(0, 16 * WARPS * BMS, layout=v.type.layout), v)
-    barrier()
-    last = gl.atomic_add(counters, 1, sem="acq_rel", scope="gpu") == SPLIT - 1
-    if last:
-        gl.store(counters, 0)
-        sum0 = sum_partials(sum0, partials, BM, WARPS, SPLIT, STRIDE)
-        if TWO:
-            sum1 = sum_partials(sum1, partials + SIZE, BMS, WARPS, SPLIT, STRIDE)
-    return last, sum0, sum1
-
-
-@gluon.jit
-def consumer(xs, xs2, ws, scales, zeros, bias, full, empty, out, partials, counters, scale, M, N, C, NB, MB,
+def consumer(xs, xs2, ws, scales, zeros, bias, full, empty, out, partials, counters, scale, M, N, C, NB, MB, streamed,
              STAGES: gl.constexpr, WARPS: gl.constexpr, R: gl.constexpr, KH: gl.constexpr, GROUP: gl.constexpr,
              BM: gl.constexpr, BM2: gl.constexpr, SPLIT: gl.constexpr, ZEROS: gl.constexpr, BIAS: gl.constexpr,
-             PDL: gl.constexpr):  # fmt: skip
-    """Multiply, meet the other programs of the tile if there are any, store; then the next tile."""
+             BITS: gl.constexpr, PDL: gl.constexpr):  # fmt: skip
+    """Multiply, meet the other programs of the tile if there are any, store; then the next piece."""
     BLOCKS: gl.constexpr = WARPS * R // 4
     TWO: gl.constexpr = R == 2 or BM2 > 0
     BMS: gl.constexpr = BM2 if BM2 else BM  # tokens of the second accumulator, and where it begins
@@ -327,33 +272,43 @@ def consumer(xs, xs2, ws, scales, zeros, bias, full, empty, out, partials, count
     i = gl.arange(0, 16 * WARPS, layout=ROWS)  # (block, warp, r, b1); rows past the end read those of the last block
     order = i // 2 % 8 * 8 + i // 16 % 4 * 2 + i % 2
     GROUPS = C * 64 // GROUP
+    program = gl.program_id(0)
+    programs = gl.num_programs(0)
+    row_tiles = (NB + BLOCKS - 1) // BLOCKS
+    stages = (C + KH - 1) // KH
+    at, end, limit = span(program, programs, row_tiles * MB, streamed, stages)
     stage = 0
     phase = 0
-    for tile in range(gl.program_id(0), tile_count(NB, MB, BLOCKS, SPLIT), gl.num_programs(0)):
-        block, m0, kk, n = place(tile, C, NB, MB, BLOCKS, KH, BM + BM2, SPLIT)
+    while at < limit:
+        tile, kk, n = piece(at, end, program, programs, streamed, stages)
+        row_tile, tokens = place(tile, row_tiles, MB)
+        block = row_tile * BLOCKS
+        m0 = tokens * (BM + BM2)
         rows = (gl.minimum(block + i // 64, NB - 1) * GROUPS * 64 + order,
                 gl.minimum(block + WARPS // 4 + i // 64, NB - 1) * GROUPS * 64 + order)  # fmt: skip
         sum0, sum1, stage, phase = multiply_all(xs, xs2, ws, scales, zeros, full, empty, stage, phase, rows, kk, n,
-                                                GROUPS, STAGES, WARPS, R, KH, KH * 64 // GROUP, BM, BM2,
-                                                ZEROS)  # fmt: skip
+                                                GROUPS, STAGES, WARPS, R, KH, KH * 64 // GROUP, BM, BM2, ZEROS,
+                                                BITS)  # fmt: skip
         if PDL:
             wait_for_previous_kernel(False)
-        last = True
-        if SPLIT > 1:
-            at = partials + tile // SPLIT * (SPLIT * 16 * WARPS * (R * BM + BM2))
-            last, sum0, sum1 = meet(sum0, sum1, at, counters + tile // SPLIT, tile % SPLIT, BM, BMS, WARPS, TWO, SPLIT)
+        last = n == stages
+        if SPLIT != 1:  # noqa: SIM102 - the outer condition is decided when the kernel is compiled
+            if not last:
+                last, sum0, sum1 = meet(sum0, sum1, partials, counters, tile, kk, program, programs, streamed, stages,
+                                        1, WARPS, BM, BMS, TWO, SPLIT)  # fmt: skip
         if last:
             store_tile(sum0, out, bias, scale, block * 64, m0, M, N, BM, WARPS, BIAS)
             if TWO:
                 store_tile(sum1, out, bias, scale, block * 64 + N1, m0 + M1, M, N, BMS, WARPS, BIAS)
+        at += n
 
 
-@gluon.jit(do_not_specialize=["M", "C", "NB", "MB", "scale"])
-def w4a16_gluon_kernel(xd, xd2, wd, scales, zeros, bias, out, partials, counters, scale, M, N, C, NB, MB,
+@gluon.jit(do_not_specialize=["M", "C", "NB", "MB", "streamed", "scale"])
+def w4a16_gluon_kernel(xd, xd2, wd, scales, zeros, bias, out, partials, counters, scale, M, N, C, NB, MB, streamed,
                        STAGES: gl.constexpr, WARPS: gl.constexpr, R: gl.constexpr, KH: gl.constexpr,
                        GROUP: gl.constexpr, BM: gl.constexpr, BM2: gl.constexpr, SPLIT: gl.constexpr,
-                       ZEROS: gl.constexpr, BIAS: gl.constexpr, PDL: gl.constexpr):  # fmt: skip
-    """Any grid if SPLIT is 1, else `tile_count`. C, NB: blocks of 64 columns, of 64 rows. MB: tiles of tokens."""
+                       ZEROS: gl.constexpr, BIAS: gl.constexpr, BITS: gl.constexpr, PDL: gl.constexpr):  # fmt: skip
+    """C, NB: blocks of 64 columns, of 64 rows. MB: tiles of tokens. Grid, streamed, SPLIT: see gluon_schedule."""
     if PDL:
         wait_for_previous_kernel(True)
     BLOCKS: gl.constexpr = WARPS * R // 4
@@ -361,7 +316,7 @@ def w4a16_gluon_kernel(xd, xd2, wd, scales, zeros, bias, out, partials, counters
     xs2 = xs
     if BM2:
         xs2 = gl.allocate_shared_memory(xd2.dtype, [STAGES * KH, BM2, 64], xd2.layout)
-    ws = gl.allocate_shared_memory(gl.int16, [STAGES, KH, BLOCKS, 16, 64], wd.layout)
+    ws = gl.allocate_shared_memory(gl.int16, [STAGES, KH * BITS // 4, BLOCKS, 16, 64], wd.layout)
     full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     for i in gl.static_range(STAGES):
@@ -370,6 +325,6 @@ def w4a16_gluon_kernel(xd, xd2, wd, scales, zeros, bias, out, partials, counters
     fence_async_shared()
     gl.warp_specialize([
         (consumer, (xs, xs2, ws, scales, zeros, bias, full, empty, out, partials, counters, scale, M, N, C, NB, MB,
-                    STAGES, WARPS, R, KH, GROUP, BM, BM2, SPLIT, ZEROS, BIAS, PDL)),
-        (producer, (xd, xd2, wd, xs, xs2, ws, full, empty, C, NB, MB, STAGES, BLOCKS, KH, BM, BM2, SPLIT, PDL)),
+                    streamed, STAGES, WARPS, R, KH, GROUP, BM, BM2, SPLIT, ZEROS, BIAS, BITS, PDL)),
+        (producer, (xd, xd2, wd, xs, xs2, ws, full, empty, C, NB, MB, streamed, STAGES, BLOCKS, KH, BM, BM2, PDL)),
     ], [1], [24])  # fmt: skip

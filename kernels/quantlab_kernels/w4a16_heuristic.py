@@ -1,8 +1,7 @@
 """A likely tile for a W4A16 product that was never measured. Knows nothing about tensors.
 
 The rules say what won on an H200 for the layers of an 8B model: few tokens want narrow programs, many of them on a
-processor, with K divided until they fill it; many tokens want the tile with the fewest waves. Where that was measured,
-the tile of the rule took 2 % longer than the fastest one in the mean.
+processor, with K divided until they fill it; many tokens want tiles of which little is left over.
 """
 
 import math
@@ -11,10 +10,11 @@ from dataclasses import replace
 from quantlab_kernels.w4a16_tiles import DecodeTile, GluonTile, PlainTile, Tile
 
 MOST_SPLITS = 8
-# Tiles for more than 192 tokens, and microseconds that one takes on 4096 columns.
+# Tiles for more than 128 tokens, and microseconds that one takes on 4096 columns.
 LARGE_TILES = (
     (GluonTile(8, 1, 256, 0, 2, 1, 1), 42.0),
     (GluonTile(8, 1, 128, 64, 2, 1, 1), 34.5),
+    (GluonTile(8, 1, 128, 32, 2, 1, 1), 29.5),
     (GluonTile(8, 2, 128, 0, 2, 1, 1), 42.5),
     (GluonTile(8, 1, 128, 0, 2, 1, 1), 24.0),
     (GluonTile(4, 1, 128, 0, 2, 1, 2), 24.5),
@@ -23,19 +23,24 @@ LAUNCH, MEETING = 2.5, 1.5  # microseconds
 PARTIALS = 25_000.0  # float32 sums that the last program of a tile adds in a microsecond
 
 
-def likely_tile(rows: int, columns: int, tokens: int, kernels: tuple[type[Tile], ...], processors: int) -> Tile:
+def likely_tile(
+    rows: int, columns: int, tokens: int, kernels: tuple[type[Tile], ...], processors: int, bits: int = 4
+) -> Tile:
     """A tile of one of `kernels` for [tokens, columns] x [rows, columns]^T on a GPU of `processors`."""
     if GluonTile in kernels:
-        if tokens > 192:
-            return _with_fewest_waves(rows, columns, tokens, processors)
-        return _filling(_gluon_choices(tokens), rows, columns, tokens, processors)
+        if tokens > (128 if bits == 4 else 96):
+            return _soonest(rows, columns, tokens, processors, bits)
+        choices = _gluon_choices(tokens)
+        if bits == 8:  # twice the bytes a stage
+            choices = (replace(choices[0], chunks=2), replace(choices[1], chunks=2))
+        return _filling(choices, rows, columns, tokens, processors)
     if DecodeTile in kernels and tokens <= 16:
         return _decode_tile(rows, columns, tokens, processors)
     return PlainTile(1 if rows <= 64 or tokens <= 64 else 2, min(64, max(16, _power_of_two(tokens))))
 
 
 def _gluon_choices(tokens: int) -> tuple[GluonTile, GluonTile]:
-    """For at most 192 tokens: the tile to take, and the wider one if that makes more programs than fit."""
+    """For at most 128 tokens: the tile to take, and the wider one if that makes more programs than fit."""
     if tokens <= 16:
         narrow = GluonTile(4, 1, 8 if tokens <= 8 else 16, 0, 4, 1, 4)
         return narrow, narrow
@@ -45,10 +50,7 @@ def _gluon_choices(tokens: int) -> tuple[GluonTile, GluonTile]:
         return GluonTile(4, 1, 64, 0, 2, 1, 3), GluonTile(8, 1, 64, 0, 2, 1, 2)
     if tokens <= 96:
         return GluonTile(4, 1, 64, 32, 2, 1, 2), GluonTile(8, 1, 64, 32, 4, 1, 1)
-    if tokens <= 128:
-        return GluonTile(4, 1, 128, 0, 2, 1, 2), GluonTile(8, 2, 128, 0, 2, 1, 1)
-    wide = GluonTile(8, 1, 128, 64, 2, 1, 1)
-    return wide, wide
+    return GluonTile(4, 1, 128, 0, 2, 1, 2), GluonTile(8, 2, 128, 0, 2, 1, 1)
 
 
 def _filling(choices: tuple[GluonTile, GluonTile], rows: int, columns: int, tokens: int, processors: int) -> GluonTile:
@@ -59,16 +61,23 @@ def _filling(choices: tuple[GluonTile, GluonTile], rows: int, columns: int, toke
     return replace(tile, split=max(1, min(MOST_SPLITS, room, _stages(tile, columns) // 2)))
 
 
-def _with_fewest_waves(rows: int, columns: int, tokens: int, processors: int) -> GluonTile:
-    best, best_time = LARGE_TILES[0][0], math.inf
+def _soonest(rows: int, columns: int, tokens: int, processors: int, bits: int) -> GluonTile:
+    """The tile whose time, by its own one and what meeting costs, is least."""
+    best, best_time = LARGE_TILES[1][0], math.inf
     for tile, microseconds in LARGE_TILES:
-        for split in (1, 2, 4):
-            programs = _tiles(tile, rows, tokens) * split
-            waves = -(-programs // (processors * tile.resident))
-            if split > 1 and (waves > 1 or _stages(tile, columns) < 2 * split):
+        if tile.stages(bits) < 3:
+            continue
+        tiles, slots = _tiles(tile, rows, tokens), processors * tile.resident
+        for split in (1, 2, 4, 0):
+            if split > 1 and (tiles * split > slots or _stages(tile, columns) < 2 * split):
                 continue
-            meeting = (MEETING + split * tile.rows * tile.columns / PARTIALS) * (split > 1)
-            time = waves * microseconds * columns / 4096 / split + LAUNCH + meeting
+            rounds, sharers = -(-tiles * split // slots) / split if split else tiles / slots, split
+            if split == 0:
+                if tiles % slots == 0 or tiles * _stages(tile, columns) < 2 * slots:
+                    continue
+                sharers = max(2, slots // tiles + 1)
+            meeting = (MEETING + sharers * tile.rows * tile.columns / PARTIALS) * (split != 1)
+            time = rounds * microseconds * columns / 4096 + LAUNCH + meeting
             if time < best_time:
                 best, best_time = replace(tile, split=split), time
     return best

@@ -38,7 +38,7 @@ class DecodeTile:
 class GluonTile:
     """w4a16_gluon: 16 `warps` `row_blocks` rows by `tokens` + `more_tokens`, stages of 64 `chunks` columns.
 
-    `split` programs along K; `resident` programs share a processor.
+    `split` programs along K, or 0 to share tiles evenly as gluon_schedule says; `resident` programs share a processor.
     """
 
     warps: int
@@ -59,10 +59,9 @@ class GluonTile:
         """Tokens of a tile."""
         return self.tokens + self.more_tokens
 
-    @property
-    def stages(self) -> int:
+    def stages(self, bits: int = 4) -> int:
         """As many as fit the share of shared memory, at most 10; what the epilogue and barriers need is measured."""
-        stage = self.chunks * (self.columns * 128 + self.rows * 32)
+        stage = self.chunks * (self.columns * 128 + self.rows * 8 * bits)
         spare = {4: 2200, 8: 4300, 16: 8400}[self.warps]
         return min(10, (SHARED_BYTES // self.resident - 1024 * (self.resident > 1) - spare) // stage)
 

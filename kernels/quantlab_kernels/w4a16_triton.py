@@ -1,4 +1,4 @@
-"""W4A16 in plain Triton: out[m, n] = sum_k x[m, k] W[n, k] on any GPU that Triton knows, and in its interpreter.
+"""W4A16 and W8A16 in plain Triton: out[m, n] = sum_k x[m, k] W[n, k] on any GPU of Triton's, and in its interpreter.
 
 A program makes one tile of 64 BLOCKS rows of W by BM tokens, 64 columns of K at a time: words to weights by shifts, in
 the order of w4a16_layout, then one dot with W as the left operand. It is what the faster kernels are compared with, and
@@ -13,7 +13,7 @@ from quantlab_kernels.w4a16_unpack import unpack_plain
 
 @triton.jit
 def load_chunk(words, block, chunk, C, BLOCKS: tl.constexpr):
-    """Words of 64 BLOCKS rows by 64 columns: [64 BLOCKS, 16] int16, row by row."""
+    """Words of 64 BLOCKS rows by 64 columns, or 32 of 8-bit codes: [64 BLOCKS, 16] int16. C: chunks of a row."""
     i = tl.arange(0, BLOCKS * 1024)
     at = words + ((block + i // 1024).to(tl.int64) * C + chunk) * 1024 + i % 1024
     p = tl.reshape(tl.load(at), (BLOCKS, 4, 8, 4, 2, 2, 2))
@@ -31,7 +31,8 @@ def load_groups(values, block, chunk, n: tl.constexpr, GROUPS, SIZE: tl.constexp
 
 @triton.jit(do_not_specialize=["M", "C", "scale"])
 def w4a16_plain_kernel(x, words, scales, zeros, bias, out, scale, M, N, K, C, BLOCKS: tl.constexpr, BM: tl.constexpr,
-                       SIZE: tl.constexpr, ZEROS: tl.constexpr, BIAS: tl.constexpr, D: tl.constexpr):  # fmt: skip
+                       SIZE: tl.constexpr, ZEROS: tl.constexpr, BIAS: tl.constexpr, BITS: tl.constexpr,
+                       D: tl.constexpr):  # fmt: skip
     """Grid (tiles of 64 BLOCKS rows, tiles of BM tokens). D: what dot multiplies; float32 in the interpreter."""
     NB = (N + 63) // 64
     block = tl.minimum(tl.program_id(0) * BLOCKS, NB - BLOCKS)  # the last tile may cover rows that another has, too
@@ -41,12 +42,13 @@ def w4a16_plain_kernel(x, words, scales, zeros, bias, out, scale, M, N, K, C, BL
     acc = tl.zeros((BLOCKS * 64, BM), tl.float32)
     chunk = 0
     while chunk < C:  # not range(): the interpreter cannot count to a run-time number with every numpy
-        p = load_chunk(words, block, chunk, C, BLOCKS)
         planes = ()
         for n in tl.static_range(4):
+            if n * BITS % 16 == 0:
+                p = load_chunk(words, block, chunk * (BITS // 4) + n * BITS // 16, C * (BITS // 4), BLOCKS)
             s = load_groups(scales, block, chunk, n, GROUPS, SIZE, BLOCKS)
             z = load_groups(zeros, block, chunk, n, GROUPS, SIZE, BLOCKS) if ZEROS else s
-            planes = planes + (unpack_plain(p, n, s, z, ZEROS, D),)  # type: ignore[assignment]
+            planes = planes + (unpack_plain(p, n % (16 // BITS), s, z, ZEROS, BITS, D),)  # type: ignore[assignment]
         w = tl.join(tl.join(planes[0], planes[1]), tl.join(planes[2], planes[3]))  # type: ignore[misc]
         w = tl.reshape(tl.permute(w, (0, 3, 2, 1)), (BLOCKS * 64, 64))
         kk = chunk * 64 + k

@@ -1,4 +1,4 @@
-"""Compiles the W4A16 kernels that a model will launch before it serves, and counts what is compiled later.
+"""Compiles the kernels of linears that a model will launch before it serves, and counts what is compiled later.
 
 Triton compiles a kernel at its first launch, which takes a second in the middle of someone's request. Knows nothing
 about models: it is given weights and numbers of tokens.
@@ -13,9 +13,12 @@ import torch
 import triton
 from torch import Tensor
 
-from quantlab_kernels.w4a16 import choose_tile, prepare, programmatic, token_parts
+from quantlab_kernels import w8a8
+from quantlab_kernels.w4a16 import choose_tile, prepare, programmatic
 from quantlab_kernels.w4a16_layout import W4A16Weight
 from quantlab_kernels.w4a16_tiles import Tile
+from quantlab_kernels.w8a8_layout import W8A8Weight
+from quantlab_kernels.w8a8_tiles import Tile as W8A8Tile
 
 
 def warm_up(linears: Iterable[tuple[W4A16Weight, Tensor | None]], tokens: Iterable[int], workers: int = 8) -> int:
@@ -24,14 +27,29 @@ def warm_up(linears: Iterable[tuple[W4A16Weight, Tensor | None]], tokens: Iterab
     Returns the number of kernels. Nothing is launched. Triton keeps them on disk, so that the next process only loads.
     """
     jobs: dict[tuple[Any, ...], tuple[W4A16Weight, Tensor | None, int, Tile]] = {}
-    counts = sorted(set(tokens))
+    counts = sorted(count for count in set(tokens) if count)
     for weight, bias in linears:
         device = weight.words.device
-        for count in (part for all_tokens in counts for part in token_parts(all_tokens, device) if part):
-            tile = choose_tile(weight.out_features, weight.in_features, count, device, weight.in_features % 8 == 0)
+        for count in counts:
+            aligned = weight.in_features % 8 == 0
+            tile = choose_tile(weight.out_features, weight.in_features, count, device, aligned, weight.bits)
             jobs.setdefault(_kind(weight, bias, tile), (weight, bias, count, tile))
     with ThreadPoolExecutor(workers) as pool:
         return len(list(pool.map(_compile, jobs.values())))
+
+
+def warm_up_w8a8(
+    linears: Iterable[tuple[W8A8Weight, Tensor | None]], tokens: Iterable[int], dtype: torch.dtype, workers: int = 8
+) -> int:
+    """`warm_up` for W8A8 linears (weight, bias) whose results are in `dtype`, and for the quantization of their x."""
+    jobs: dict[tuple[Any, ...], tuple[torch.device, w8a8.Launch]] = {}
+    for weight, bias in linears:
+        for count in sorted(count for count in set(tokens) if count):
+            tile = w8a8.choose_tile(weight, count)
+            for key, launch in _w8a8_launches(weight, bias, count, dtype, tile):
+                jobs.setdefault((weight.codes.device, *key), (weight.codes.device, launch))
+    with ThreadPoolExecutor(workers) as pool:
+        return len(list(pool.map(lambda job: _warm(*job), jobs.values())))
 
 
 @contextmanager
@@ -54,8 +72,21 @@ def _kind(weight: W4A16Weight, bias: Tensor | None, tile: Tile) -> tuple[Any, ..
     """What tells two launches' kernels apart: their constants, and what Triton or a launch looks at in sizes."""
     sizes = (weight.out_features % 16 == 0, min(weight.out_features, 128), weight.in_features % 16 == 0)
     whole = weight.in_features % 2048  # in the mma.sync kernel the warps of a program may divide K evenly or not
-    flags = (weight.zeros is None, bias is None, weight.group_size, weight.dtype, weight.words.device)
+    flags = (weight.zeros is None, bias is None, weight.group_size, weight.bits, weight.dtype, weight.words.device)
     return (tile, *sizes, whole, *flags)
+
+
+def _w8a8_launches(
+    weight: W8A8Weight, bias: Tensor | None, count: int, dtype: torch.dtype, tile: W8A8Tile
+) -> Iterator[tuple[tuple[Any, ...], w8a8.Launch]]:
+    """The launches of a linear, with what tells their kernels from others'."""
+    (rows, columns), device = weight.codes.shape, weight.codes.device
+    x, out = (torch.empty(count, size, dtype=dtype, device=device) for size in (columns, rows))
+    codes, scales = torch.empty_like(x, dtype=torch.int8), torch.empty(count, dtype=torch.float32, device=device)
+    early = programmatic(device)
+    yield ("quantize", columns, dtype), w8a8.prepare_quantize(x, codes, scales, early)
+    sizes = (columns, rows % 16 == 0, min(rows, 128), bias is None, dtype)
+    yield (tile, *sizes), w8a8.prepare(codes, scales, weight, bias, out, tile, early)
 
 
 def _compile(job: tuple[W4A16Weight, Tensor | None, int, Tile]) -> None:
@@ -63,6 +94,10 @@ def _compile(job: tuple[W4A16Weight, Tensor | None, int, Tile]) -> None:
     device = weight.words.device
     x = torch.empty(count, weight.in_features, dtype=weight.dtype, device=device)
     out = torch.empty(count, weight.out_features, dtype=weight.dtype, device=device)
-    kernel, grid, arguments, options = prepare(x, weight, bias, out, tile, programmatic(device))
-    with torch.cuda.device(device) if weight.words.is_cuda else nullcontext():  # a thread begins on the first GPU
+    _warm(device, prepare(x, weight, bias, out, tile, programmatic(device)))
+
+
+def _warm(device: torch.device, launch: w8a8.Launch) -> None:
+    kernel, grid, arguments, options = launch
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():  # a thread begins on the first GPU
         kernel.warmup(*arguments, grid=grid, **options)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from quantlab.bench.gpu_timing import Ceilings, copies_to_stay_cold, environment, graph_time, measure_ceilings
 from quantlab.bench.tune_w4a16 import Layer, candidates, error_of, time_of, tune_layer, write_tiles
-from quantlab_kernels.w4a16 import choose_tile, processors, token_parts
+from quantlab_kernels.w4a16 import choose_tile, processors
 from quantlab_kernels.w4a16_compile import Product, compile_in_parallel
 from quantlab_kernels.w4a16_tiles import MEASURED, Tile, tile_to_json
 
@@ -45,7 +45,7 @@ class Row:
     floor: float
     cublas: float
     cublas_same_weights: float | None
-    tiles: list[dict[str, Any]]
+    tile: dict[str, Any]
 
 
 class Bench:
@@ -65,7 +65,7 @@ class Bench:
         Raises RuntimeError if the product is wrong or differs from run to run.
         """
         x, reference = self.layer.tokens(tokens)
-        tiles = tiles_of(*LAYERS[self.name], tokens)
+        tile = tile_of(*LAYERS[self.name], tokens)
         launches = 48 if tokens <= 256 else 8
         error = error_of(self.layer, x, reference, None)
         us = time_of(self.layer, x, None, launches)
@@ -74,8 +74,7 @@ class Bench:
         cublas = self._cublas(wide, self.gaussian, launches)
         same = self._cublas(wide, self.same, launches) if whole else None
         floor = self.floor(tokens)
-        listed = [tile_to_json(tile) for _, tile in tiles]
-        return Row(self.name, tokens, self.dtype, us, alone, error, floor, cublas, same, listed)
+        return Row(self.name, tokens, self.dtype, us, alone, error, floor, cublas, same, tile_to_json(tile))
 
     def floor(self, tokens: int) -> float:
         """Microseconds that bytes or arithmetic need at the ceilings of this run."""
@@ -89,18 +88,17 @@ class Bench:
         return graph_time(lambda i: torch.mm(x, weights[i].t(), out=out), len(weights), launches).median
 
 
-def tiles_of(rows: int, columns: int, tokens: int) -> list[tuple[int, Tile]]:
-    """The launches of a product: tokens and tile of each."""
-    device = torch.device("cuda", torch.cuda.current_device())
-    return [(part, choose_tile(rows, columns, part, device)) for part in token_parts(tokens, device)]
+def tile_of(rows: int, columns: int, tokens: int) -> Tile:
+    """The tile that a product runs with on this GPU."""
+    return choose_tile(rows, columns, tokens, torch.device("cuda", torch.cuda.current_device()))
 
 
 def compile_all(tokens: Sequence[int], dtypes: Sequence[str], workers: int) -> None:
     """Compile in parallel what the rows will launch; raises RuntimeError with the reason if something does not."""
     jobs: dict[tuple[Tile, str, bool], Product] = {}
     for (rows, columns), count, dtype, early in product(LAYERS.values(), tokens, dtypes, (True, False)):
-        for part, tile in tiles_of(rows, columns, count):
-            jobs[tile, dtype, early] = Product(rows, columns, part, tile, DTYPES[dtype], early=early)
+        tile = tile_of(rows, columns, count)
+        jobs[tile, dtype, early] = Product(rows, columns, count, tile, DTYPES[dtype], early=early)
     _must_compile(jobs.values(), workers)
 
 

@@ -82,7 +82,7 @@ def _gluon_candidates(tile: GluonTile, rows: int, columns: int, tokens: int, pro
     """
     accumulators = (tile.row_blocks * tile.tokens + tile.more_tokens) // 2
     consumers = (tile.registers * (tile.warps // 4 + 1) - 24) // (tile.warps // 4)
-    if accumulators + 64 > consumers or tile.stages < 3 or (tile.more_tokens and tile.row_blocks == 2):
+    if accumulators + 64 > consumers or tile.stages() < 3 or (tile.more_tokens and tile.row_blocks == 2):
         return
     tiles = -(-rows // tile.rows) * -(-tokens // tile.columns)
     slots = processors * tile.resident

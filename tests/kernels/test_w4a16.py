@@ -1,6 +1,7 @@
 """W4A16 linears against float64 on the same codes: in Triton's interpreter, or on the GPU that is there."""
 
 import os
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -14,7 +15,7 @@ from quantlab_kernels.w4a16 import choose_tile, launch, programmatic, supported_
 from quantlab_kernels.w4a16_compile import Product, compile_in_parallel
 from quantlab_kernels.w4a16_layout import kernel_group_size, to_kernel
 from quantlab_kernels.w4a16_tiles import DecodeTile, GluonTile, PlainTile, Tile
-from quantlab_kernels.w4a16_unpack import minus_8
+from quantlab_kernels.w4a16_unpack import minus_half
 from tests.kernels.w4a16_cases import TOLERANCE, Linear
 
 GPU = torch.cuda.is_available()
@@ -30,6 +31,9 @@ PORTABLE: list[tuple[Linear, Tile]] = [
     (Linear(70, 768, 64, 5, zeros=True), DecodeTile(2, 2, 8, 3)),
     (Linear(40, 672, 32, 17, zeros=True, bias=True), DecodeTile(2, 2, 16, 2)),
     (Linear(33, 200, 200, 3), DecodeTile(4, 1, 8, 1)),
+    (Linear(64, 128, 128, 1, bits=8), PlainTile(1, 16)),
+    (Linear(130, 160, 160, 17, bias=True, bits=8), PlainTile(2, 32)),
+    (Linear(100, 256, 32, 5, zeros=True, bits=8), PlainTile(2, 16)),
 ]
 HOPPER: list[tuple[Linear, Tile]] = [
     (Linear(64, 128, 128, 1), GluonTile(4, 1, 8, 0, 2, 1, 2)),
@@ -46,6 +50,17 @@ HOPPER: list[tuple[Linear, Tile]] = [
     (Linear(4096, 4096, 128, 300), GluonTile(8, 2, 128, 0, 2, 2, 1)),
     (Linear(6144, 4096, 128, 1100), GluonTile(8, 2, 128, 0, 2, 1, 1)),  # several tiles a program
     (Linear(3000, 1024, 128, 2600), GluonTile(8, 1, 256, 0, 2, 1, 1)),  # two bands of tiles
+    # Tiles shared evenly: fewer than processors, a few more, and many more with a last wave of some.
+    (Linear(1000, 4096, 128, 129, bias=True), GluonTile(8, 1, 128, 32, 2, 0, 1)),
+    (Linear(4096, 2048, 64, 257, zeros=True), GluonTile(8, 1, 128, 64, 2, 0, 1)),
+    (Linear(6144, 4096, 128, 1100), GluonTile(8, 1, 256, 0, 2, 0, 1)),
+    (Linear(3000, 1024, 128, 2600, bias=True), GluonTile(8, 2, 128, 0, 2, 0, 1)),
+    (Linear(2000, 1056, 32, 200, zeros=True, bias=True), GluonTile(4, 1, 128, 0, 2, 0, 2)),
+    (Linear(64, 128, 128, 1, bits=8), GluonTile(4, 1, 8, 0, 2, 1, 2)),
+    (Linear(333, 1024, 64, 16, zeros=True, bias=True, bits=8), GluonTile(8, 1, 16, 0, 2, 3, 2)),
+    (Linear(130, 384, 128, 33, bits=8), GluonTile(4, 1, 64, 0, 4, 2, 1)),
+    (Linear(1000, 1056, 32, 65, zeros=True, bits=8), GluonTile(8, 1, 64, 32, 2, 0, 1)),
+    (Linear(4096, 4096, 4096, 300, bias=True, bits=8), GluonTile(8, 2, 128, 0, 2, 0, 1)),
 ]
 # A shape that nobody measured, and one that was: numbers of tokens within and at the edges of buckets.
 CHOSEN = {(1000, 2816): (1, 2, 9, 17, 33, 65, 129, 193, 700), (6144, 4096): (1, 8, 17, 64, 97, 256, 257)}
@@ -53,14 +68,15 @@ CHOSEN = {(1000, 2816): (1, 2, 9, 17, 33, 65, 129, 193, 700), (6144, 4096): (1, 
 
 def identity(case: tuple[Linear, Tile]) -> str:
     linear, tile = case
-    return f"N{linear.rows}-K{linear.columns}-g{linear.group}-M{linear.tokens}-{type(tile).__name__}"
+    return f"N{linear.rows}-K{linear.columns}-g{linear.group}-M{linear.tokens}-{linear.bits}bit-{type(tile).__name__}"
 
 
 def assert_right(linear: Linear, tile: Tile | None) -> None:
     """Right, to the same bits again and without overlap, and nothing written past the end."""
     q, x, bias, exact = linear.draw(DEVICE.type)
-    weight = to_kernel(q, linear.dtype)
-    tile = tile or choose_tile(linear.rows, linear.columns, linear.tokens, DEVICE, linear.columns % 8 == 0)
+    weight = to_kernel(q, linear.dtype, linear.bits)
+    aligned = linear.columns % 8 == 0
+    tile = tile or choose_tile(linear.rows, linear.columns, linear.tokens, DEVICE, aligned, linear.bits)
     outs = []
     for early in (True, True, False) if programmatic(DEVICE) else (False, False):
         room = torch.full((exact.numel() + 1024,), float("nan"), dtype=x.dtype, device=DEVICE)
@@ -72,7 +88,7 @@ def assert_right(linear: Linear, tile: Tile | None) -> None:
 
 
 def with_dtype(linear: Linear, dtype: torch.dtype) -> Linear:
-    return Linear(linear.rows, linear.columns, linear.group, linear.tokens, linear.zeros, linear.bias, dtype)
+    return replace(linear, dtype=dtype)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -82,8 +98,17 @@ def compiled() -> None:
         cases = [case for case in PORTABLE + HOPPER if type(case[1]) in supported_kernels(DEVICE)]
         products = [
             Product(
-                c.rows, c.columns, c.tokens, tile, dtype, kernel_group_size(c.group, c.columns), c.zeros, c.bias, early
-            )
+                c.rows,
+                c.columns,
+                c.tokens,
+                tile,
+                dtype,
+                kernel_group_size(c.group, c.columns),
+                c.zeros,
+                c.bias,
+                early,
+                c.bits,
+            )  # fmt: skip
             for (c, tile), dtype, early in product(cases, DTYPES, {programmatic(DEVICE), False})
         ]
         products += [
@@ -127,9 +152,9 @@ def test_a_linear_keeps_the_leading_shape_and_matches_the_reference():
 
 
 @triton.jit
-def minus_8_kernel(scales, out, COUNT: tl.constexpr):
+def minus_half_kernel(scales, out, COUNT: tl.constexpr):
     at = tl.arange(0, COUNT)
-    tl.store(out + at, minus_8(tl.load(scales + at)))
+    tl.store(out + at, minus_half(tl.load(scales + at), 4))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -138,7 +163,7 @@ def test_minus_eight_scales_are_exact_or_rounded_to_nothing(dtype):
     scales = bits.view(dtype)[torch.isfinite(bits.view(dtype))]
     scales = torch.cat((scales, torch.zeros(65536 - scales.numel(), dtype=dtype))).to(DEVICE)
     out = torch.full_like(scales, float("nan"))
-    minus_8_kernel[(1,)](scales, out, 65536, enable_fp_fusion=True)
+    minus_half_kernel[(1,)](scales, out, 65536, enable_fp_fusion=True)
     exact = scales.double() * -(2.0 ** (-130 if dtype == torch.bfloat16 else -21))
     smallest = torch.finfo(dtype).smallest_normal
     assert torch.equal(out.double()[exact.abs() >= smallest], exact[exact.abs() >= smallest])

@@ -12,10 +12,12 @@ from quantlab_kernels.w4a16_layout import SUBNORMAL_EXPONENT, from_kernel, fuse_
 DTYPES = [torch.float16, torch.bfloat16]
 
 
-def weight(rows: int, columns: int, group: int, zeros: bool, dtype: torch.dtype, size: float = 0.01) -> QuantizedWeight:
-    groups = (rows, columns // group)
-    codes = torch.randint(-8, 8, (rows, columns), dtype=torch.int8)
-    offsets = torch.randint(-8, 8, groups, dtype=torch.int8) if zeros else None
+def weight(
+    rows: int, columns: int, group: int, zeros: bool, dtype: torch.dtype, size: float = 0.01, bits: int = 4
+) -> QuantizedWeight:
+    groups, half = (rows, columns // group), 1 << (bits - 1)
+    codes = torch.randint(-half, half, (rows, columns), dtype=torch.int8)
+    offsets = torch.randint(-half, half, groups, dtype=torch.int8) if zeros else None
     signs = torch.randint(0, 2, groups) * 2 - 1
     return QuantizedWeight(codes, (signs * (torch.rand(groups) + 0.5) * size).to(dtype), offsets, group)
 
@@ -27,10 +29,11 @@ def weight(rows: int, columns: int, group: int, zeros: bool, dtype: torch.dtype,
     group=st.sampled_from([32, 64, 96, 128, 256]),
     zeros=st.booleans(),
     dtype=st.sampled_from(DTYPES),
+    bits=st.sampled_from([4, 8]),
 )
-def test_there_and_back_gives_the_same_weight(rows, groups, group, zeros, dtype):
-    q = weight(rows, groups * group, group, zeros, dtype)
-    back = from_kernel(to_kernel(q, dtype))
+def test_there_and_back_gives_the_same_weight(rows, groups, group, zeros, dtype, bits):
+    q = weight(rows, groups * group, group, zeros, dtype, bits=bits)
+    back = from_kernel(to_kernel(q, dtype, bits))
     assert torch.equal(back.codes, q.codes)
     assert torch.equal(dequantize(back), dequantize(q))
 
@@ -51,6 +54,30 @@ def test_a_code_lies_where_the_docstring_says():
     nonzero = words.view(2, 4, 8, 4, 2, 2, 2).nonzero().tolist()
     assert nonzero == [[1, 2, 5, 2, 1, 1, 1]]
     assert words.view(-1)[words.view(-1) != 0].item() & 0xFFFF == (3 + 8) << 12
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("zeros", [False, True])
+def test_a_byte_in_place_is_a_number_whose_fma_is_the_rounded_weight(zeros, dtype):
+    """What the assembly computes for 8-bit codes: a byte below 16-bit exponents, subnormal or just above."""
+    q = weight(64, 128, 128, zeros, dtype, bits=8)
+    w = to_kernel(q, dtype, bits=8)
+    unit = 2.0 ** -SUBNORMAL_EXPONENT[dtype]
+    stored = w.scales[0, 0].permute(1, 2, 0).reshape(64, 1, 1).double()  # [r, w, b1] to rows
+    words = w.words.view(4, 4, 8, 4, 2, 2, 2).permute(1, 5, 2, 0, 4, 3, 6).reshape(64, 4, 16).int() & 0xFFFF
+    made = []
+    for n in range(2):
+        byte = ((words >> (8 * n)) & 0xFF).to(torch.int16).view(dtype).double()
+        if w.zeros is None:
+            made.append((byte * stored + (-128 * unit * stored).to(dtype).double()).to(dtype))
+        else:
+            minus = w.zeros[0, 0].permute(1, 2, 0).reshape(64, 1, 1).view(dtype).double()
+            made.append(((byte + minus) * stored).to(dtype))
+    exact = (q.codes.double() - (0 if q.zeros is None else q.zeros.double())) * q.scales.double()
+    wanted = (exact * 2.0**-w.exponent).to(dtype).double()
+    found = torch.stack(made, dim=2).view(64, 128).double()
+    largest = wanted.abs().max()
+    assert (found - wanted).abs().max() <= 2.0**-20 * largest
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -24,13 +24,15 @@ class Linear:
     zeros: bool = False
     bias: bool = False
     dtype: torch.dtype = torch.float16
+    bits: int = 4
 
     def draw(self, device: str) -> tuple[QuantizedWeight, Tensor, Tensor | None, Tensor]:
         groups = (self.rows, self.columns // self.group)
-        codes = torch.randint(-8, 8, (self.rows, self.columns), dtype=torch.int8, device=device)
-        scales = ((torch.rand(groups, device=device) + 0.5) / self.columns**0.5).to(self.dtype)
+        half = 1 << (self.bits - 1)
+        codes = torch.randint(-half, half, (self.rows, self.columns), dtype=torch.int8, device=device)
+        scales = ((torch.rand(groups, device=device) + 0.5) * 8 / half / self.columns**0.5).to(self.dtype)
         scales[torch.rand(groups, device=device) < 0.3] *= -1  # the solver writes such scales, too
-        zeros = torch.randint(-8, 8, groups, dtype=torch.int8, device=device) if self.zeros else None
+        zeros = torch.randint(-half, half, groups, dtype=torch.int8, device=device) if self.zeros else None
         q = QuantizedWeight(codes, scales, zeros, self.group)
         x = torch.randn(self.tokens, self.columns, device=device).to(self.dtype)
         bias = torch.randn(self.rows, device=device).to(self.dtype) if self.bias else None

@@ -1,0 +1,135 @@
+"""Which W8A8 kernel makes a product, and in which tiles: measured choices for known GPUs, a rule for all others.
+
+The measurements are data, `tiles/w8a8.json`: for a GPU and a weight's shape, the fastest tile by number of tokens.
+Knows nothing about tensors.
+"""
+
+import json
+from bisect import bisect_left
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+MEASURED = Path(__file__).parent / "tiles" / "w8a8.json"
+SHARED_BYTES = 232_448  # that a program of Hopper may have; each resident program costs another KB
+REGISTERS = 65_536  # of a processor
+MOST_SPLITS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class DotTile:
+    """The plain kernel: `tokens` tokens by `rows` rows, 64 columns at a time."""
+
+    tokens: int
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class OneTokenTile:
+    """The kernel for one token: `rows` rows a program of `warps` warps, 4 `words` columns at a time."""
+
+    rows: int
+    words: int
+    warps: int
+
+
+@dataclass(frozen=True, slots=True)
+class WgmmaTile:
+    """The Gluon kernel: 16 `warps` `row_blocks` rows by `tokens` tokens, stages of 128 `chunks` columns.
+
+    `split` programs along K, or 0 to share tiles evenly as gluon_schedule says; `resident` programs share a processor.
+    """
+
+    warps: int
+    row_blocks: int
+    tokens: int
+    chunks: int
+    split: int
+    resident: int
+
+    @property
+    def rows(self) -> int:
+        """Rows of a tile."""
+        return 16 * self.warps * self.row_blocks
+
+    @property
+    def stages(self) -> int:
+        """As many as fit the share of shared memory, at most 10; what the epilogue and barriers need is measured."""
+        spare = {4: 2200, 8: 4300, 16: 8400}[self.warps]
+        room = SHARED_BYTES // self.resident - 1024 * (self.resident > 1) - spare
+        return min(10, room // (self.chunks * 128 * (self.tokens + self.rows)))
+
+    @property
+    def registers(self) -> int:
+        """Registers a thread at most; the producer warp counts as four."""
+        return min(248, REGISTERS // ((self.warps + 4) * 32 * self.resident) // 8 * 8)
+
+
+Tile = DotTile | OneTokenTile | WgmmaTile
+KINDS: dict[str, type[Tile]] = {"dot": DotTile, "one_token": OneTokenTile, "wgmma": WgmmaTile}
+
+
+@cache
+def measured_tiles(path: Path = MEASURED) -> dict[tuple[str, int, int], list[tuple[int, Tile]]]:
+    """(GPU, N, K) -> (tokens, the fastest tile for that many), ascending, of a data file."""
+    found = {}
+    for entry in json.loads(path.read_text()):
+        rows = [(tokens, tile_from_json(tile)) for tokens, tile in entry["tiles"]]
+        found[entry["gpu"], entry["rows"], entry["columns"]] = sorted(rows, key=lambda row: row[0])
+    return found
+
+
+def tile_to_json(tile: Tile) -> dict[str, Any]:
+    """A tile as the data file has it."""
+    kind = next(name for name, cls in KINDS.items() if isinstance(tile, cls))
+    return {"kernel": kind, **asdict(tile)}
+
+
+def tile_from_json(fields: dict[str, Any]) -> Tile:
+    """The inverse of `tile_to_json`."""
+    return KINDS[fields["kernel"]](**{name: value for name, value in fields.items() if name != "kernel"})
+
+
+def measured_tile(gpu: str, rows: int, columns: int, tokens: int) -> Tile | None:
+    """The tile measured for this many tokens or the next larger number; None if neither was measured."""
+    entries = measured_tiles().get((gpu, rows, columns), [])
+    at = bisect_left([count for count, _ in entries], tokens)
+    return entries[at][1] if at < len(entries) else None
+
+
+def likely_tile(rows: int, columns: int, tokens: int, kernels: tuple[type[Tile], ...], processors: int) -> Tile:
+    """A tile of one of `kernels` for [tokens, columns] x [rows, columns]^T on a GPU of `processors`."""
+    if tokens == 1 and OneTokenTile in kernels:
+        return OneTokenTile(8 if columns <= 4096 else 4, 1024 if columns <= 4096 else 512, 4)
+    if WgmmaTile not in kernels:
+        return DotTile(min(64, max(16, _power_of_two(tokens))), 64)
+    if tokens > 256:
+        return _even(WgmmaTile(4, 2, 128, 1, 1, 2), rows, columns, tokens, processors)
+    if tokens > 64:
+        return _even(WgmmaTile(4, 1, 128, 1, 1, 2), rows, columns, tokens, processors)
+    width = max(8, _power_of_two(tokens))
+    tile = WgmmaTile(4, 1, width, 1, 1, 4 if width <= 32 else 3)
+    tiles = _tiles(tile, rows, tokens)
+    room = processors * tile.resident // tiles if tiles else 1
+    return replace(tile, split=max(1, min(MOST_SPLITS, room, _stages(tile, columns) // 2)))
+
+
+def _even(tile: WgmmaTile, rows: int, columns: int, tokens: int, processors: int) -> WgmmaTile:
+    """`tile`, shared evenly if that saves an eighth of the time that whole tiles take."""
+    tiles, slots = _tiles(tile, rows, tokens), processors * tile.resident
+    waves = -(-tiles // slots)
+    enough = tiles * _stages(tile, columns) >= 2 * slots
+    return replace(tile, split=0) if enough and tiles / slots < waves * 7 / 8 else tile
+
+
+def _tiles(tile: WgmmaTile, rows: int, tokens: int) -> int:
+    return -(-rows // tile.rows) * -(-tokens // tile.tokens)
+
+
+def _stages(tile: WgmmaTile, columns: int) -> int:
+    return -(-columns // (128 * tile.chunks))
+
+
+def _power_of_two(number: int) -> int:
+    return 1 << (number - 1).bit_length()
