@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from quantlab.cli import app, bench, doctor, evaluate, inspect, quantize, recipes, report
+from quantlab.cli import app, bench, doctor, evaluate, generate, inspect, quantize, recipes, report
 from quantlab.eval.reports.files import write_reports
 from tests.bench.openai_script import Script, serving
 from tests.eval.reports.sample import sample_report
@@ -20,6 +20,7 @@ COMMANDS: dict[tuple[str, ...], tuple[tuple[str, str], ...]] = {
     (): app.EXAMPLES,
     ("quantize",): quantize.EXAMPLES,
     ("eval",): evaluate.EXAMPLES,
+    ("generate",): generate.EXAMPLES,
     ("inspect",): inspect.EXAMPLES,
     ("report",): report.EXAMPLES,
     ("doctor",): doctor.EXAMPLES,
@@ -61,6 +62,8 @@ def test_example_works(example: str, cli: Any, here: Path, books_5m: Path) -> No
         # Everything but the work, which is tested elsewhere; the folder of the first example is there for `inspect`.
         shutil.rmtree(here / "Llama-3.2-1B-w4a16")
         words = [word for word in words if word != "--dry-run"] + ["--dry-run"]
+    if words[1] == "generate":
+        words += ["--max-tokens", "4"]
     if words[1] == "eval":
         words += ["--tokens", "128", "--window", "64", "--no-cache"]
     with serving(Script()) as script:
@@ -94,6 +97,10 @@ def environment(repository: Path) -> dict[str, str]:
         ["--help"],
         ["quantize", "--help"],
         ["eval", "--help"],
+        ["generate", "--help"],
+        ["generate", "MODEL"],
+        ["generate", "MODEL", "--prompt", "text", "--device", "cuda"],
+        ["generate", "nowhere", "--prompt", "text"],
         ["eval", "MODEL", "--baseline", "MODEL", "--text", "nowhere.txt"],
         ["eval", "MODEL", "--baseline", "MODEL", "--gate", "nothing"],
         ["recipes", "list"],
