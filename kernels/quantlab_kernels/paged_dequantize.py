@@ -26,12 +26,15 @@ def _dequantize_kernel(
     first = tl.program_id(1) * TILE
     n = tl.load(lengths + sequence)
     count = tl.load(starts + sequence + 1) - tl.load(starts + sequence)
-    # Tokens that no query sees are left unwritten.
-    if (first < n) & (first + TILE > n - count - window) & (count > 0):
+    # Tokens that no query sees stay unwritten, but for those of a block whose others are seen: 0 * NaN would be NaN.
+    lowest = tl.maximum(n - count - window + 1, 0)
+    if (first < n) & (first >= lowest // OUT_BLOCK * OUT_BLOCK) & (count > 0):
         token, channel = tl.arange(0, TILE), tl.arange(0, DIM)
         inside = (channel < HEAD_DIM)[None, :]
-        block = tl.load(blocks + sequence * table_stride + first // BLOCK_SIZE).to(tl.int64)
-        row = (block * KV_HEADS + head) * BLOCK_SIZE + first % BLOCK_SIZE
+        seen = first + TILE > lowest
+        source = tl.maximum(first, lowest // TILE * TILE)  # a block that exists
+        block = tl.load(blocks + sequence * table_stride + source // BLOCK_SIZE).to(tl.int64)
+        row = (block * KV_HEADS + head) * BLOCK_SIZE + source % BLOCK_SIZE
         k = tl.load(k_cache + (row + token)[:, None] * HEAD_DIM + channel[None, :], inside, 0)
         tiled = (channel // 4 * (4 * TILE) + channel % 4 * 4)[None, :] + (token // 4 * 16 + token % 4)[:, None]
         v = tl.load(v_cache + row * HEAD_DIM + tiled, inside, 0)
@@ -40,8 +43,8 @@ def _dequantize_kernel(
         to = (at // OUT_BLOCK * KV_HEADS + head) * OUT_BLOCK + at % OUT_BLOCK
         to = (to + token)[:, None] * HEAD_DIM + channel[None, :]
         dtype = k_out.dtype.element_ty
-        tl.store(k_out + to, (k.to(tl.float32) * k_scale[:, None]).to(dtype), inside)
-        tl.store(v_out + to, (v.to(tl.float32) * v_scale[:, None]).to(dtype), inside)
+        tl.store(k_out + to, tl.where(seen, k.to(tl.float32) * k_scale[:, None], 0.0).to(dtype), inside)
+        tl.store(v_out + to, tl.where(seen, v.to(tl.float32) * v_scale[:, None], 0.0).to(dtype), inside)
 
 
 def dequantize_pages(

@@ -8,6 +8,7 @@ from quantlab.bench.gpu_timing import relative_rmse
 from quantlab.bench.kernels_attention import Heads, poison_unwritten, random_cache, scattered_pages
 from quantlab_kernels import ref_attention
 from quantlab_kernels.kv_cache import KVCache, Pages
+from quantlab_kernels.paged_dequantize import dequantize_pages
 from quantlab_kernels.paged_prefill import Chunks, paged_prefill
 
 GPU = torch.cuda.is_available()
@@ -59,7 +60,7 @@ def test_any_number_of_query_heads_shares_a_kv_head(heads: int, kv_heads: int, i
 
 
 @pytest.mark.parametrize("int8", [False, True], ids=["16bit", "int8"])
-@pytest.mark.parametrize("window", [1, 16, 50, 1000])
+@pytest.mark.parametrize("window", [1, 16, 50, 100, 1000])
 def test_a_window_hides_what_lies_before_it(window: int, int8: bool):
     q, cache, pages, chunks = case([(200, 40), (7, 7), (150, 150)], Heads(4, 1, 64), torch.float16, int8)
     exact = ref_attention.paged_prefill(q.float(), cache, pages, chunks.starts, window=window)
@@ -69,6 +70,34 @@ def test_a_window_hides_what_lies_before_it(window: int, int8: bool):
         x[gone] = float("nan")
     out = paged_prefill(q, cache, pages, chunks, window=window)
     assert relative_rmse(out, exact) < TOLERANCE[q.dtype]
+
+
+@pytest.mark.parametrize("int8", [False, True], ids=["16bit", "int8"])
+def test_a_window_of_many_steps_is_masked_at_both_edges(int8: bool):
+    assert_matches_reference(*case([(700, 60), (450, 1)], Heads(4, 1, 64), torch.float16, int8), window=333)
+
+
+def test_an_int8_cache_is_dequantized_a_few_sequences_at_a_time(monkeypatch: pytest.MonkeyPatch):
+    arguments = case([(70, 33), (5, 5), (90, 1), (0, 0), (64, 20)], Heads(4, 2, 64), torch.float16, int8=True)
+    at_once = paged_prefill(*arguments)
+    monkeypatch.setattr("quantlab_kernels.paged_prefill.DEQUANTIZED_TOKENS", 200)
+    assert torch.equal(paged_prefill(*arguments), at_once)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("block_size", [16, 64])
+def test_dequantized_blocks_hold_what_the_cache_holds(block_size: int, dtype: torch.dtype):
+    heads = Heads(4, 2, 96, block_size)
+    q, cache, pages, chunks = case([(300, 40), (17, 17), (0, 0)], heads, dtype, int8=True)
+    for window, first in ((None, 0), (110, 151)):
+        wide, where = dequantize_pages(cache, pages, chunks.starts, q, window)
+        for sequence, length in enumerate(pages.lengths.tolist()):
+            found = ref_attention.read_kv(wide, where.blocks[sequence], length)
+            exact = ref_attention.read_kv(cache, pages.blocks[sequence], length)
+            seen = first // 16 * 16 if length == 300 else 0
+            for x, y in zip(found, exact, strict=True):
+                assert torch.equal(x[seen:], y[seen:].to(dtype).float())
+                assert not x[seen // 128 * 128 : seen].any()
 
 
 @pytest.mark.parametrize("int8", [False, True], ids=["16bit", "int8"])
@@ -90,12 +119,13 @@ def test_chunks_one_after_the_other_give_what_one_chunk_gives(int8: bool):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("window", [None, 1, 300])
+@pytest.mark.parametrize("window", [None, 1, 300, 700])
 @pytest.mark.parametrize("block_size", [16, 48, 256])
 @pytest.mark.parametrize("head_dim", [64, 96, 128, 256])
-def test_many_steps_and_uneven_chunks(head_dim: int, block_size: int, window: int | None):
+@pytest.mark.parametrize("int8", [False, True], ids=["16bit", "int8"])
+def test_many_steps_and_uneven_chunks(int8: bool, head_dim: int, block_size: int, window: int | None):
     heads = Heads(8, 2, head_dim, block_size)
-    arguments = case([(1000, 600), (0, 0), (513, 513), (129, 1), (2048, 64), (128, 128)], heads, torch.bfloat16, False)
+    arguments = case([(1000, 600), (0, 0), (513, 513), (129, 1), (2048, 64), (128, 128)], heads, torch.bfloat16, int8)
     assert_matches_reference(*arguments, window=window)
 
 

@@ -1,0 +1,216 @@
+"""From scores to a token on a GPU in few launches and without a sort: the greatest score, a nucleus, a draw.
+
+Rows of a vocabulary are cut into parts so that one sequence fills the GPU too; parts are added in fixed order, so the
+same input gives the same bits. What each function means is said in `ref_sampling`. Knows nothing about requests.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from quantlab_kernels.launch import has_pdl, require, require_gpu
+
+# Columns that a draw sums before anything else, and that a program of it takes.
+BLOCK, DRAW_COLUMNS = 512, 4096
+# A row is cut into parts of this many columns or more, and into so many that about two programs a processor run.
+PART_COLUMNS, MOST_PARTS, PROGRAMS = 4096, 32, 264
+# Floats from 0 to 2 are in the order of their 30 low bits; each pass over a row settles four of them, the last two.
+BITS, DIGIT = 30, 4
+WAYS = tl.constexpr(1 << DIGIT)
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+
+
+@triton.jit
+def _wait(PDL: tl.constexpr):
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+
+
+@triton.jit(do_not_specialize=["columns", "stride", "span"])
+def _greatest_kernel(
+    scores, best, places, columns, stride, span, PARTS: tl.constexpr, WIDTH: tl.constexpr, PDL: tl.constexpr
+):
+    _wait(PDL)
+    part, row = tl.program_id(0), tl.program_id(1)
+    lane = tl.arange(0, WIDTH)
+    begin = part * span
+    most = tl.full((WIDTH,), -float("inf"), tl.float32)
+    at, broken = begin + lane, tl.zeros((WIDTH,), tl.int32)
+    for start in tl.range(begin, tl.minimum(begin + span, columns), WIDTH):
+        column = start + lane
+        x = tl.load(scores + row.to(tl.int64) * stride + column, column < columns, -float("inf")).to(tl.float32)
+        at = tl.where(x > most, column, at)
+        most = tl.maximum(most, x)
+        broken |= (x != x).to(tl.int32)
+    greatest = tl.max(most, 0)
+    place = tl.min(tl.where(most == greatest, at, 2147483647), 0)
+    tl.store(best + row * PARTS + part, tl.where(tl.max(broken, 0) > 0, float("nan"), greatest))
+    tl.store(places + row * PARTS + part, place)
+
+
+@triton.jit
+def _greatest_of_parts_kernel(best, places, value, token, PARTS: tl.constexpr, PDL: tl.constexpr):
+    _wait(PDL)
+    row = tl.program_id(0)
+    part = row * PARTS + tl.arange(0, PARTS)
+    x, place = tl.load(best + part), tl.load(places + part)
+    broken = tl.max((x != x).to(tl.int32), 0) > 0
+    greatest = tl.max(tl.where(x != x, -float("inf"), x), 0)
+    tl.store(value + row, tl.where(broken, float("nan"), greatest))
+    place = tl.min(tl.where(x == greatest, place, 2147483647), 0)
+    tl.store(token + row, tl.where(broken, 0, place).to(tl.int64))
+
+
+@triton.jit(do_not_specialize=["columns", "span", "step"])
+def _nucleus_kernel(
+    probabilities, top_p, below_in, sums_in, below_out, sums_out, columns, span, step,
+    PARTS: tl.constexpr, WIDTH: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    # The floor of a nucleus lies above `below`, by at most 16 times the step of the pass before; its sums, the mass
+    # above each of 16 limits (limit 0, `below` itself, is not asked), say in which of the 16 intervals.
+    _wait(PDL)
+    part, row = tl.program_id(0), tl.program_id(1)
+    way = tl.arange(0, WAYS)
+    below = -1
+    if not FIRST:
+        parts = row * PARTS * WAYS + tl.arange(0, PARTS)[:, None] * WAYS + way[None, :]
+        mass = tl.sum(tl.load(sums_in + parts), 0)
+        below = tl.load(below_in + row) + tl.sum(((mass >= tl.load(top_p + row)) & (way > 0)).to(tl.int32), 0) * step
+    if LAST:
+        tl.store(below_out + row, below + 1)
+    else:
+        tl.store(below_out + row, below, part == 0)
+        step = step // WAYS if not FIRST else step
+        limit = (below + way * tl.maximum(step, 1)).to(tl.float32, bitcast=True)
+        acc = tl.zeros((WAYS, WIDTH), tl.float32)
+        begin = part * span
+        for start in tl.range(begin, tl.minimum(begin + span, columns), WIDTH):
+            column = start + tl.arange(0, WIDTH)
+            p = tl.load(probabilities + row.to(tl.int64) * columns + column, column < columns, 0.0)
+            acc += tl.where(p[None, :] > limit[:, None], p[None, :], 0.0)
+        tl.store(sums_out + (row * PARTS + part) * WAYS + way, tl.sum(acc, 1))
+
+
+@triton.jit(do_not_specialize=["columns", "blocks"])
+def _mass_kernel(probabilities, mass, columns, blocks, BLOCK: tl.constexpr, HERE: tl.constexpr, PDL: tl.constexpr):
+    _wait(PDL)
+    row, block = tl.program_id(1), tl.program_id(0) * HERE + tl.arange(0, HERE)
+    column = block[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
+    p = tl.load(probabilities + row.to(tl.int64) * columns + column, column < columns, 0.0)
+    tl.store(mass + row * blocks + block, tl.sum(p.to(tl.float64), 1), block < blocks)
+
+
+@triton.jit(do_not_specialize=["columns", "blocks"])
+def _draw_kernel(
+    probabilities, mass, uniforms, tokens, columns, blocks, BLOCK: tl.constexpr, WIDTH: tl.constexpr, PDL: tl.constexpr
+):
+    _wait(PDL)
+    row = tl.program_id(0)
+    block = tl.arange(0, WIDTH)
+    here = tl.load(mass + row * blocks + block, block < blocks, 0.0)
+    ends = tl.cumsum(here, 0)
+    last = block == blocks - 1
+    target = tl.load(uniforms + row) * tl.sum(tl.where(last, ends, 0.0), 0)
+    chosen = tl.minimum(tl.sum(((ends <= target) & (block < blocks)).to(tl.int32), 0), blocks - 1)
+    rest = target - tl.sum(tl.where(block == chosen, ends - here, 0.0), 0)
+    lane = tl.arange(0, BLOCK)
+    p = tl.load(probabilities + row.to(tl.int64) * columns + chosen * BLOCK + lane)
+    inside = tl.cumsum(p.to(tl.float64), 0)
+    # Rounding may put the rest just outside the block, where only tokens of probability 0 would be left.
+    total = tl.sum(tl.where(lane == BLOCK - 1, inside, 0.0), 0)
+    rest = tl.minimum(tl.maximum(rest, 0.0), total * (1.0 - 8.881784197001252e-16))
+    place = tl.minimum(tl.sum((inside <= rest).to(tl.int32), 0), BLOCK - 1)
+    tl.store(tokens + row, (chosen * BLOCK + place).to(tl.int64))
+
+
+def greatest(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """The greatest score of each row, fp32 [S], and its column, the first of equals, int64 [S].
+
+    scores: [S, V] fp32, fp16 or bf16, rows may have any stride. NaN in a row makes its greatest NaN. Raises ValueError.
+    """
+    require(
+        scores.dim() == 2 and scores.shape[1] > 0 and scores.stride(1) == 1, "scores must be [S, V], rows contiguous"
+    )
+    require(
+        scores.dtype in (torch.float32, torch.float16, torch.bfloat16), f"scores are {scores.dtype}; a float is due"
+    )
+    require_gpu("scores", scores, "ref_sampling")
+    rows, columns = scores.shape
+    value = torch.empty(rows, dtype=torch.float32, device=scores.device)
+    token = torch.empty(rows, dtype=torch.int64, device=scores.device)
+    if rows:
+        parts, pdl = _parts(rows, columns), has_pdl(scores)
+        span = triton.cdiv(triton.cdiv(columns, parts), 1024) * 1024
+        best = torch.empty(rows, parts, dtype=torch.float32, device=scores.device)
+        places = torch.empty(rows, parts, dtype=torch.int32, device=scores.device)
+        _greatest_kernel[(parts, rows)](
+            scores, best, places, columns, scores.stride(0), span, PARTS=parts, WIDTH=1024, PDL=pdl, launch_pdl=pdl
+        )  # fmt: skip
+        _greatest_of_parts_kernel[(rows,)](
+            best, places, value, token, PARTS=parts, PDL=pdl, num_warps=1, launch_pdl=pdl
+        )  # fmt: skip
+    return value, token
+
+
+def nucleus_floor(probabilities: Tensor, top_p: Tensor) -> Tensor:
+    """The least probability in each row's nucleus: those above it have less than top_p of the probability together.
+
+    probabilities: [S, P] fp32 in 0..1; top_p: [S] fp32, above 0. Returns [S] fp32. Raises ValueError.
+    """
+    _check_probabilities(probabilities, top_p, torch.float32, "top_p")
+    rows, columns = probabilities.shape
+    below = torch.empty(2, rows, dtype=torch.int32, device=probabilities.device)
+    if rows == 0:
+        return below[0].view(torch.float32)
+    parts, pdl = _parts(rows, columns), has_pdl(probabilities)
+    span = triton.cdiv(triton.cdiv(columns, parts), BLOCK) * BLOCK
+    sums = torch.empty(2, rows, parts, WAYS.value, dtype=torch.float32, device=probabilities.device)
+    passes = triton.cdiv(BITS, DIGIT)
+    for i in range(passes + 1):
+        # The step of the pass before, which this one ends by; of the first, its own.
+        step = max(1 << BITS >> DIGIT * max(i, 1), 1)
+        grid = (1 if i == passes else parts, rows)
+        _nucleus_kernel[grid](
+            probabilities, top_p, below[1 - i % 2], sums[1 - i % 2], below[i % 2], sums[i % 2], columns, span, step,
+            PARTS=parts, WIDTH=BLOCK, FIRST=i == 0, LAST=i == passes, PDL=pdl, num_warps=4, launch_pdl=pdl,
+        )  # fmt: skip
+    return below[passes % 2].view(torch.float32)
+
+
+def draw(probabilities: Tensor, uniforms: Tensor) -> Tensor:
+    """A token a row, int64 [S], by inverting the distribution function at `uniforms`, in fp64.
+
+    probabilities: [S, P] fp32, P a multiple of 512, of any sum; uniforms: [S] fp64 in [0, 1 - 2^-52]. A token of
+    probability 0 is never drawn unless all are. Raises ValueError.
+    """
+    _check_probabilities(probabilities, uniforms, torch.float64, "uniforms")
+    rows, columns = probabilities.shape
+    require(columns % BLOCK == 0, f"rows of {columns} are not a multiple of {BLOCK}")
+    tokens = torch.empty(rows, dtype=torch.int64, device=probabilities.device)
+    if rows:
+        blocks, here, pdl = columns // BLOCK, DRAW_COLUMNS // BLOCK, has_pdl(probabilities)
+        mass = torch.empty(rows, blocks, dtype=torch.float64, device=probabilities.device)
+        _mass_kernel[(triton.cdiv(blocks, here), rows)](
+            probabilities, mass, columns, blocks, BLOCK=BLOCK, HERE=here, PDL=pdl, launch_pdl=pdl
+        )  # fmt: skip
+        _draw_kernel[(rows,)](
+            probabilities, mass, uniforms, tokens, columns, blocks, BLOCK=BLOCK, WIDTH=triton.next_power_of_2(blocks),
+            PDL=pdl, launch_pdl=pdl,
+        )  # fmt: skip
+    return tokens
+
+
+def _parts(rows: int, columns: int) -> int:
+    """Parts of a row, a power of two."""
+    wanted = min(triton.cdiv(PROGRAMS, rows), triton.cdiv(columns, PART_COLUMNS), MOST_PARTS)
+    return 1 << (max(wanted, 1).bit_length() - 1)
+
+
+def _check_probabilities(probabilities: Tensor, other: Tensor, dtype: torch.dtype, name: str) -> None:
+    known = probabilities.dim() == 2 and probabilities.dtype == torch.float32 and probabilities.is_contiguous()
+    require(known and probabilities.shape[1] > 0, "probabilities must be contiguous [S, P] fp32")
+    fits = other.shape == probabilities.shape[:1] and other.dtype == dtype and other.device == probabilities.device
+    require(fits and other.is_contiguous(), f"{name} must be contiguous [S] {dtype} beside the probabilities")
+    require_gpu("probabilities", probabilities, "ref_sampling")
