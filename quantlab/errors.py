@@ -44,6 +44,12 @@ class GateError(QuantlabError):
     exit_code, code = 2, "QL0202"
 
 
+class GrammarError(QuantlabError):
+    """A JSON schema that is malformed, too complex, or asks for what cannot be enforced."""
+
+    exit_code, code = 2, "QL0203"
+
+
 class MissingExtra(QuantlabError):
     """An optional dependency that this command needs is not installed."""
 

@@ -44,7 +44,7 @@ class Matcher(Protocol):
 
 
 class Grammars(Protocol):
-    """Makes matchers for one tokenizer."""
+    """Makes matchers for one tokenizer (`grammar.TokenGrammars`)."""
 
     def start(self, grammar: Grammar) -> Matcher:
         """A matcher at the beginning of `grammar`; one that allows nothing if it cannot be compiled."""
@@ -193,9 +193,9 @@ class Sampler:
         return self._plan[1]
 
     def _blocked(self, part: Slice) -> tuple[int, ...]:
-        """The tokens that would end a sequence too soon."""
+        """The tokens that would end a sequence too soon; a grammar has its own say about that."""
         params = part.sequence.request.params
-        if part.start + part.count - part.sequence.prompt_length >= params.min_tokens:
+        if params.grammar is not None or part.start + part.count - part.sequence.prompt_length >= params.min_tokens:
             return ()
         ending = (*params.stop_token_ids, *(() if params.ignore_eos else self.eos_token_ids))
         return tuple(token for token in ending if 0 <= token < self.vocab_size)
