@@ -6,7 +6,7 @@ ARGS   ?=
 BIN    := $(VENV)/bin
 RUN    := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} HF_HUB_OFFLINE=$${HF_HUB_OFFLINE:-1} HF_HUB_DISABLE_TELEMETRY=1 PYTHONPATH=.:kernels $(BIN)/python
 
-.PHONY: help demo test test-all check fmt bench-quality bench-speed bench-memory bench-resume bench-kernels test-gpu clean
+.PHONY: help demo test test-all check fmt bench-quality bench-speed bench-memory bench-resume bench-parity bench-kernels test-gpu clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' Makefile
@@ -52,6 +52,9 @@ bench-memory: $(VENV)/.installed  ## peak memory on a 3 GB random checkpoint aga
 
 bench-resume: $(VENV)/.installed  ## kill at random points, resume, compare every file
 	$(RUN) -m quantlab.bench.resume $(ARGS)
+
+bench-parity: $(VENV)/.installed  ## greedy texts of the engine against transformers, one prompt at a time (ARGS=--help)
+	$(RUN) -m quantlab.bench.parity $(ARGS)
 
 bench-kernels: $(VENV)/.installed  ## W4A16 linears on this GPU against cuBLAS and their floor (ARGS=--help)
 	$(RUN) -m quantlab.bench.kernels_w4a16 $(ARGS)
