@@ -90,6 +90,22 @@ BatchSize = Annotated[
     int | None,
     typer.Option(min=1, max=1024, help="Windows in one forward pass. Default: 1, on a GPU 8.", rich_help_panel=RUN),
 ]
+Served = Annotated[
+    bool,
+    typer.Option(
+        "--served",
+        help="Run the candidate as `quantlab serve` does, through its kernels and cache (text only).",
+        rich_help_panel=RUN,
+    ),
+]
+KVDtypeOption = Annotated[
+    Literal["auto", "int8"],
+    typer.Option("--kv-dtype", help="With --served: keys and values in INT8, to see its cost.", rich_help_panel=RUN),
+]
+Int8Head = Annotated[
+    bool,
+    typer.Option("--int8-head", help="With --served, on a GPU: the output layer in INT8.", rich_help_panel=RUN),
+]
 Cache = Annotated[
     Path | None,
     typer.Option(

@@ -22,8 +22,9 @@ from quantlab.errors import OutputError, UsageError
 from quantlab.eval.corpus import find_texts
 from quantlab.eval.extra import require_harness
 from quantlab.eval.gate_file import find_gate
-from quantlab.eval.options import EvalOptions, ProtocolName, TaskOptions, TextOptions
+from quantlab.eval.options import EvalOptions, ProtocolName, ServedOptions, TaskOptions, TextOptions
 from quantlab.eval.result import Report
+from quantlab.runtime.options import KVDtype
 
 if TYPE_CHECKING:
     from quantlab.eval.harness_stage import HarnessStage
@@ -54,6 +55,9 @@ def command(
     device: quantize_arg.Device = "auto",
     dtype: arg.Dtype = "auto",
     batch_size: arg.BatchSize = None,
+    served: arg.Served = False,
+    kv_dtype: arg.KVDtypeOption = "auto",
+    int8_head: arg.Int8Head = False,
     cache: arg.Cache = None,
     no_cache: arg.NoCache = False,
     out: arg.Out = None,
@@ -69,7 +73,8 @@ def command(
         protocols: tuple[ProtocolName, ...] = ("gptq", "rolling") if protocol == "both" else (protocol,)
         texts = TextOptions(find_texts(text or ()), protocols, window, tokens)
         kept = None if no_cache else cache or Path.home() / ".cache" / "quantlab" / "eval"
-        options = EvalOptions(candidate, baseline, texts, find_gate(gate), device, dtype, batch_size, kept)
+        ran = served_options(served, kv_dtype, int8_head)
+        options = EvalOptions(candidate, baseline, texts, find_gate(gate), device, dtype, batch_size, kept, ran)
         asked = TaskOptions(task_names(suite, tasks), task_dir, limit, allow_task_code)
         check_tasks(asked)
         check_device(device)
@@ -93,6 +98,14 @@ def told_in(out: Path | None) -> Iterator[None]:
             with suppress(OutputError):  # what came first is what the user must hear of
                 write_error(known_failure(error), out)
         raise
+
+
+def served_options(served: bool, kv_dtype: KVDtype, int8_head: bool) -> ServedOptions | None:
+    """How the candidate runs, None for plain torch; raises UsageError for the engine's options without it."""
+    for option, given in (("--kv-dtype", kv_dtype != "auto"), ("--int8-head", int8_head)):
+        if given and not served:
+            raise UsageError("is the serving engine's", where=option, fix=f"--served {option}")
+    return ServedOptions(kv_dtype, int8_head) if served else None
 
 
 def task_names(suite: str | None, tasks: str | None) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from quantlab.eval.protocol import Windows
 from quantlab.eval.scoring import TokenScores, chunk_tokens, chunks, score_chunk
@@ -20,10 +20,10 @@ NOISE_TOKENS = 16_384  # enough to see which digits are noise, at a few per cent
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One model on one text: its final states by rows, and the layer that makes logits of them."""
+    """One model on one text: its final states by rows, and what makes logits of them."""
 
     states: States
-    head: nn.Module
+    head: Callable[[Tensor], Tensor]
 
 
 def model_side(model: CausalLM, windows: Windows) -> Side:

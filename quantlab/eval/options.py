@@ -9,6 +9,7 @@ from typing import Literal
 
 from quantlab.eval.corpus import TextSource
 from quantlab.eval.gate_file import Gate
+from quantlab.runtime.options import KVDtype
 
 ProtocolName = Literal["gptq", "rolling"]
 DtypeName = Literal["auto", "bfloat16", "float16", "float32"]
@@ -37,10 +38,18 @@ class TaskOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class ServedOptions:
+    """The candidate as `quantlab serve` runs it: through its kernels and its cache of keys and values."""
+
+    kv_dtype: KVDtype = "auto"
+    int8_head: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class EvalOptions:
     """One evaluation. `batch` is windows in one forward pass, None what suits the device; `cache` None keeps nothing.
 
-    `device` is "auto", "cpu", "cuda" or "cuda:N".
+    `device` is "auto", "cpu", "cuda" or "cuda:N". `served` None computes the candidate in plain torch.
     """
 
     candidate: Path
@@ -51,3 +60,4 @@ class EvalOptions:
     dtype: DtypeName = "auto"
     batch: int | None = None
     cache: Path | None = None
+    served: ServedOptions | None = None

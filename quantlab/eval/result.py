@@ -219,6 +219,13 @@ class GateResult(Strict):
     left_out: tuple[str, ...] = ()
 
 
+class ServedFacts(Strict):
+    """How a candidate ran that was measured as it is served: its cache's dtype, and a line for each kernel."""
+
+    kv_dtype: str
+    kernels: tuple[str, ...]
+
+
 class Machine(Strict):
     """Where it was measured."""
 
@@ -243,4 +250,5 @@ class Report(Strict):
     noise: NoiseFloor | None
     layers: tuple[LayerError, ...]
     gate: GateResult | None
+    served: ServedFacts | None = None  # None: the candidate was computed in plain torch, as its file says
     seconds: dict[str, Real]  # stage -> seconds

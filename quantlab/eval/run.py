@@ -17,17 +17,18 @@ from torch import nn
 from quantlab import __version__
 from quantlab.checkpoint.load import load_head, load_model
 from quantlab.clock import Clock
-from quantlab.errors import QuantlabError
+from quantlab.errors import QuantlabError, UsageError
 from quantlab.eval.corpus import BUNDLED
 from quantlab.eval.distribution import text_noise, text_result
 from quantlab.eval.facts import layer_errors, machine
 from quantlab.eval.gate import check_measurable, judge
 from quantlab.eval.measure import Side, Tick, model_side, score_noise, score_windows
 from quantlab.eval.metrics import available
-from quantlab.eval.options import EvalOptions
+from quantlab.eval.options import EvalOptions, ServedOptions
 from quantlab.eval.protocol import Windows
 from quantlab.eval.reference import MAX_BYTES_A_TOKEN, Key, build_reference, bytes_a_token, open_reference
-from quantlab.eval.result import NoiseFloor, Report, TaskNoise, TaskResult, TextNoise, TextResult
+from quantlab.eval.result import NoiseFloor, Report, ServedFacts, TaskNoise, TaskResult, TextNoise, TextResult
+from quantlab.eval.served import load_served, served_facts, served_side
 from quantlab.eval.setup import Place, Setup, prepare, text_names
 from quantlab.events import Listener, Notice, StepDone
 from quantlab.models.decoder import CausalLM
@@ -83,8 +84,19 @@ class Baseline:
     cached: bool = True
 
 
+@dataclass(frozen=True)
+class Candidate:
+    """What the candidate gave, and how it ran if as served."""
+
+    texts: tuple[TextResult, ...]
+    tasks: tuple[TaskResult, ...] = ()
+    served: ServedFacts | None = None
+
+
 def evaluate(options: EvalOptions, tasks: TaskStage | None, listener: Listener) -> Report:
     """Carry out `options`, and `tasks` if there are any; raises a QuantlabError for whatever stands in the way."""
+    if options.served is not None and tasks is not None:
+        raise UsageError("tasks are asked of the model in plain torch", where="--served", fix="two runs: one for each")
     check_measurable(options.gate, available(text_names(options.text), tasks.metrics if tasks else {}))
     started, clock = time.perf_counter(), Clock()
     with clock.stage("prepare"):
@@ -93,7 +105,7 @@ def evaluate(options: EvalOptions, tasks: TaskStage | None, listener: Listener) 
     if any(source.name == BUNDLED for source in options.text.sources):
         listener(Notice("no --text given: scoring the text that comes with quantlab"))
     baseline = run_baseline(setup, tasks, clock, listener)
-    texts, task_results = run_candidate(setup, baseline, tasks, clock, listener)
+    found = run_candidate(setup, baseline, tasks, clock, listener)
     batches = setup.place.batch, 2 * setup.place.batch
     noise = NoiseFloor(batch_sizes=batches, texts=tuple(baseline.text_noise), tasks=baseline.task_noise)
     return Report(
@@ -103,11 +115,12 @@ def evaluate(options: EvalOptions, tasks: TaskStage | None, listener: Listener) 
         baseline=setup.baseline,
         candidate=setup.candidate,
         baseline_from_cache=baseline.cached,
-        texts=texts,
-        tasks=task_results,
+        texts=found.texts,
+        tasks=found.tasks,
         noise=noise,
         layers=layers,
-        gate=judge(options.gate, texts, task_results, noise),
+        gate=judge(options.gate, found.texts, found.tasks, noise),
+        served=found.served,
         seconds=rounded({**clock.stages, "total": time.perf_counter() - started}),
     )
 
@@ -132,25 +145,35 @@ def run_baseline(setup: Setup, tasks: TaskStage | None, clock: Clock, listener: 
 
 def run_candidate(
     setup: Setup, baseline: Baseline, tasks: TaskStage | None, clock: Clock, listener: Listener
-) -> tuple[tuple[TextResult, ...], tuple[TaskResult, ...]]:
+) -> Candidate:
     """The candidate beside the baseline on every text and task."""
+    if setup.options.served is not None:
+        return _run_served(setup, setup.options.served, baseline, clock, listener)
     model = Model(setup.options.candidate, setup.place, clock).get()
-    texts = candidate_texts(setup, baseline, model, clock, listener)
+    texts = candidate_texts(setup, baseline, lambda windows: model_side(model, windows), clock, listener)
     if tasks is None:
-        return texts, ()
+        return Candidate(texts)
     with clock.stage("candidate on tasks"):
-        return texts, tasks.candidate(setup, model, _ticker("candidate tasks", listener))
+        return Candidate(texts, tasks.candidate(setup, model, _ticker("candidate tasks", listener)))
+
+
+def _run_served(setup: Setup, asked: ServedOptions, baseline: Baseline, clock: Clock, listener: Listener) -> Candidate:
+    """The candidate through the serving engine's forward pass, on every text."""
+    with clock.stage("load models"):
+        model = load_served(setup, asked)
+    texts = candidate_texts(setup, baseline, lambda windows: served_side(model, windows), clock, listener)
+    return Candidate(texts, served=served_facts(model, asked, setup.place.dtype_name))
 
 
 def candidate_texts(
-    setup: Setup, baseline: Baseline, model: CausalLM, clock: Clock, listener: Listener
+    setup: Setup, baseline: Baseline, side: Callable[[Windows], Side], clock: Clock, listener: Listener
 ) -> tuple[TextResult, ...]:
-    """Every text scored with the candidate beside the baseline's states."""
+    """Every text scored with the candidate's side of it beside the baseline's states."""
     results = []
     for name, windows in setup.texts.items():
         tick = _ticker(f"candidate {name}", listener)
         with clock.stage("candidate on text"):
-            scores = score_windows(windows, baseline.sides[name], model_side(model, windows), setup.place.batch, tick)
+            scores = score_windows(windows, baseline.sides[name], side(windows), setup.place.batch, tick)
         results.append(text_result(name, windows.protocol, scores, windows.lengths))
     return tuple(results)
 

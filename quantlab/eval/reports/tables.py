@@ -102,6 +102,9 @@ def provenance(report: Report) -> Table:
         name = one_line(text.name)
         rows += [(f"text {name}", told), (f"text {name} bytes", p.text), (f"text {name} protocol", p.digest)]
     rows += [(f"task {one_line(task.name)} data", task.data) for task in report.tasks]
+    if report.served is not None:
+        rows += [("candidate ran", f"as served, keys and values in {one_line(report.served.kv_dtype)}")]
+        rows += [("", one_line(kernel)) for kernel in report.served.kernels]
     rows += _circumstances(report)
     return Table("Provenance", ("what", "value"), tuple(rows), note="Digests are SHA-256.")
 

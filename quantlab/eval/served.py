@@ -1,0 +1,46 @@
+"""The candidate as it is served: its final states from the engine's own forward pass, kernels and cache included.
+
+Knows nothing about scores, files of results or the baseline.
+"""
+
+import torch
+
+from quantlab.errors import UsageError
+from quantlab.eval.measure import Side
+from quantlab.eval.options import ServedOptions
+from quantlab.eval.protocol import Windows
+from quantlab.eval.result import ServedFacts
+from quantlab.eval.setup import Setup
+from quantlab.runtime.options import EngineOptions
+from quantlab.runtime.whole_texts import WholeTexts, load_whole_texts
+
+
+def load_served(setup: Setup, asked: ServedOptions) -> WholeTexts:
+    """The candidate of `setup`, able to run as many windows together as the evaluation does.
+
+    Raises what the engine refuses: CheckpointError, UnsupportedModel, or UsageError for a dtype without kernels.
+    """
+    place = setup.place
+    if place.device.type == "cpu" and asked.int8_head:
+        raise UsageError("the INT8 output layer is a GPU's", where="--int8-head", fix="leave it out")
+    options = EngineOptions(
+        device=str(place.device), dtype=place.dtype_name, kv_dtype=asked.kv_dtype, int8_head=asked.int8_head
+    )
+    longest = max(len(row) - 1 for windows in setup.texts.values() for row in windows.rows)
+    return load_whole_texts(setup.options.candidate, options, place.batch, longest)
+
+
+def served_side(model: WholeTexts, windows: Windows) -> Side:
+    """The side of a served model, which runs whenever its states are asked for."""
+
+    def states(rows: range) -> torch.Tensor:
+        ids = torch.stack([windows.rows[index][:-1] for index in rows])
+        return model.states(ids)[:, -windows.lengths[rows.start] :].flatten(0, 1)
+
+    return Side(states, model.logits)
+
+
+def served_facts(model: WholeTexts, asked: ServedOptions, dtype: str) -> ServedFacts:
+    """How the candidate was run, for the report."""
+    kv_dtype = dtype if asked.kv_dtype == "auto" else asked.kv_dtype
+    return ServedFacts(kv_dtype=kv_dtype, kernels=model.kernels)

@@ -1,0 +1,49 @@
+"""The candidate measured as it is served: the same figures, and the price of an INT8 cache."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from quantlab.errors import UsageError
+from quantlab.eval.corpus import find_texts
+from quantlab.eval.gate_file import default_gate
+from quantlab.eval.harness_stage import load_stage
+from quantlab.eval.options import EvalOptions, ServedOptions, TaskOptions, TextOptions
+from quantlab.eval.reports.tables import provenance
+from quantlab.eval.result import Report
+from quantlab.eval.run import evaluate
+
+
+@pytest.fixture
+def options(books_5m: Path, int4_model: Path, tmp_path: Path) -> EvalOptions:
+    text = TextOptions(find_texts([]), protocols=("gptq", "rolling"), window=64, tokens=600)
+    return EvalOptions(int4_model, books_5m, text, default_gate(), "cpu", "float32", batch=2, cache=tmp_path / "cache")
+
+
+def run(options: EvalOptions) -> Report:
+    return evaluate(options, None, lambda event: None)
+
+
+def test_a_served_candidate_scores_as_its_file_says(options: EvalOptions) -> None:
+    plain, served = run(options), run(replace(options, served=ServedOptions()))
+    assert served.baseline_from_cache and plain.served is None
+    for before, after in zip(plain.texts, served.texts, strict=True):
+        assert after.perplexity.value == pytest.approx(before.perplexity.value, rel=1e-3)
+        assert after.kl.mean.value == pytest.approx(before.kl.mean.value, rel=0.05)
+
+
+def test_an_int8_cache_is_named_in_the_report_and_shows_in_the_figures(options: EvalOptions) -> None:
+    same = replace(options, candidate=options.baseline)
+    exact, rounded = run(replace(same, served=ServedOptions())), run(replace(same, served=ServedOptions("int8")))
+    assert rounded.served is not None and rounded.served.kv_dtype == "int8" and rounded.served.kernels
+    assert ("candidate ran", "as served, keys and values in int8") in provenance(rounded).rows
+    assert exact.texts[0].kl.mean.value < 1e-6 < rounded.texts[0].kl.mean.value < 1e-2
+
+
+def test_tasks_and_a_gpu_s_output_layer_are_refused(options: EvalOptions, task_dir: Path) -> None:
+    stage = load_stage(TaskOptions(("piqa",), task_dir, limit=1))
+    with pytest.raises(UsageError, match="plain torch"):
+        evaluate(replace(options, served=ServedOptions()), stage, lambda event: None)
+    with pytest.raises(UsageError, match="a GPU's"):
+        run(replace(options, served=ServedOptions(int8_head=True)))
