@@ -31,6 +31,9 @@ class Backend(Protocol):
     def make_linear(self, raw: RawLinear) -> Linear:
         """The layer that runs `raw`, whose tensors lie on the device."""
 
+    def make_head(self, raw: RawLinear) -> Linear:
+        """The output layer."""
+
     def runner(self, weights: Weights, sizes: Sizes, sampler: Sampler) -> ModelRunner:
         """A runner with room for keys and values, ready to serve: nothing is compiled when a step comes."""
 

@@ -27,6 +27,10 @@ class CpuBackend:
         """The layer that runs `raw`."""
         return make_linear(raw)
 
+    def make_head(self, raw: RawLinear) -> Linear:
+        """The output layer, as any other."""
+        return make_linear(raw)
+
     def runner(self, weights: Weights, sizes: Sizes, sampler: Sampler) -> ModelRunner:
         """A runner with room for keys and values."""
         builder = StepBuilder(sizes.max_num_seqs, sizes.max_blocks, sizes.block_size, self.device)

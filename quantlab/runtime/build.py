@@ -12,6 +12,7 @@ from quantlab.checkpoint.model_folder import open_model
 from quantlab.models.config import ModelConfig
 from quantlab.runtime.backend import Backend, choose_backend
 from quantlab.runtime.engine import Engine
+from quantlab.runtime.grammar import TokenGrammars
 from quantlab.runtime.options import EngineInfo, EngineOptions
 from quantlab.runtime.sampler import Grammars, Sampler
 from quantlab.runtime.scheduler import Scheduler
@@ -21,7 +22,7 @@ from quantlab.runtime.weights import Source, Weights, build_weights
 from quantlab.schemes import Scheme, describe
 
 
-def build_engine(folder: Path, options: EngineOptions, grammars: Grammars | None = None) -> Engine:
+def build_engine(folder: Path, options: EngineOptions) -> Engine:
     """An engine for the model in `folder`, 16-bit or packed, ready for requests.
 
     Raises CheckpointError or UnsupportedModel for the folder, UsageError for options that cannot be.
@@ -31,6 +32,7 @@ def build_engine(folder: Path, options: EngineOptions, grammars: Grammars | None
     backend = choose_backend(options, model.config)
     source = FolderSource(model, backend.dtype, backend.device)
     identity = Identity(folder.resolve().name, describe_schemes(model.schemes), end_tokens(folder, model.config))
+    grammars = TokenGrammars(folder, model.config.vocab_size, identity.eos_token_ids)
     return assemble(source, backend, options, identity, grammars, begin)
 
 
@@ -50,9 +52,22 @@ def assemble(
     begin: float,
 ) -> Engine:
     """An engine for the weights of `source` on `backend`; `begin` is when its start began, by time.perf_counter."""
-    config = source.config
+    limits = limits_of(options, source.config, backend.device)
+    weights = build_weights(source, backend, limits.max_model_len)
+    return engine_of(weights, backend, options, identity, grammars, begin)
+
+
+def engine_of(
+    weights: Weights,
+    backend: Backend,
+    options: EngineOptions,
+    identity: Identity,
+    grammars: Grammars | None,
+    begin: float,
+) -> Engine:
+    """An engine for weights that are on the device already."""
+    config = weights.config
     limits = limits_of(options, config, backend.device)
-    weights = build_weights(source, backend.make_linear, limits.max_model_len)
     sizes = sizes_of(options, limits, config, (backend.device, backend.dtype))
     sampler = Sampler(config.vocab_size, sizes.max_num_seqs, backend.device, identity.eos_token_ids, grammars)
     runner = backend.runner(weights, sizes, sampler)

@@ -6,6 +6,7 @@ Knows nothing about how tokens are scheduled or which device computes them.
 from collections.abc import Callable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -47,12 +48,20 @@ class WithPrompt:
         return replace(sampled, prompt_logprobs=tuple(values))
 
 
+class Graphs(Protocol):
+    """Steps that were captured."""
+
+    def run(self, batch: Batch, rows: Items[int]) -> Tensor | None:
+        """Logits [R, V] of the tokens `rows`, or None for a batch that was not captured."""
+
+
 class ModelRunner:
     """Runs steps of one model in the order of their launch."""
 
     def __init__(self, weights: Weights, operations: Operations, builder: StepBuilder, sampler: Sampler):
         self.weights, self.operations = weights, operations
         self.builder, self.sampler = builder, sampler
+        self.graphs: Graphs | None = None
 
     @torch.inference_mode()
     def launch(self, batch: Batch) -> Launched:
@@ -69,8 +78,12 @@ class ModelRunner:
         return self._with_prompts(launched, batch.slices, logits, wanted) if wanted.prompts else launched
 
     def logits(self, batch: Batch, rows: Items[int]) -> Tensor:
-        """Scores [R, V] of the tokens `rows` of the batch; keys and values of all its tokens are written."""
-        return self.forward(self.builder.build(batch, rows))
+        """Scores [R, V] of the tokens `rows` of the batch; keys and values of all its tokens are written.
+
+        They are there until the next call.
+        """
+        replayed = self.graphs.run(batch, rows) if self.graphs is not None else None
+        return replayed if replayed is not None else self.forward(self.builder.build(batch, rows))
 
     def forward(self, step: Step) -> Tensor:
         """Scores [R, V] of a step."""

@@ -4,7 +4,7 @@ Where tensors come from is a `Source`: a checkpoint folder, or random numbers fo
 attention, caches or steps.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from quantlab.models.config import ModelConfig
-from quantlab.models.naming import EMBEDDING, FINAL_NORM, INPUT_GROUPS, LM_HEAD, block_prefix
+from quantlab.models.naming import EMBEDDING, FINAL_NORM, INPUT_GROUPS, block_prefix
 from quantlab.models.rope import attention_scale, inverse_frequencies
 from quantlab.runtime.linears import Linear, MakeLinear, RawLinear, fuse
 
@@ -82,24 +82,25 @@ class Weights:
         )
 
 
-def build_weights(
-    source: Source, make: MakeLinear, positions: int, note: Callable[[int], None] | None = None
-) -> Weights:
-    """All weights of `source`, each linear made as soon as it is read; tables of the rotary embedding for `positions`.
+class Maker(Protocol):
+    """A device's choice of kernels."""
 
-    `note` is told the number of layers that are ready.
-    """
+    def make_linear(self, raw: RawLinear) -> Linear:
+        """The layer that runs `raw`."""
+
+    def make_head(self, raw: RawLinear) -> Linear:
+        """The output layer."""
+
+
+def build_weights(source: Source, maker: Maker, positions: int) -> Weights:
+    """All weights of `source`, each linear made as soon as it is read; rotary tables for `positions`."""
     config = source.config
     embedding = source.tensor(EMBEDDING)
-    blocks = []
-    for layer in range(config.num_layers):
-        blocks.append(_block(source, make, layer))
-        if note is not None:
-            note(layer + 1)
-    tied = RawLinear(embedding, None, None)
-    head = make(tied if config.tie_word_embeddings else source.linear(LM_HEAD.removesuffix(".weight")))
+    blocks = tuple(_block(source, maker.make_linear, layer) for layer in range(config.num_layers))
+    tied = config.tie_word_embeddings
+    head = maker.make_head(RawLinear(embedding, None, None) if tied else source.linear("lm_head"))
     cos, sin = rotary_tables(config, positions, embedding.device)
-    return Weights(config, embedding, tuple(blocks), source.tensor(FINAL_NORM), head, cos, sin)
+    return Weights(config, embedding, blocks, source.tensor(FINAL_NORM), head, cos, sin)
 
 
 def rotary_tables(config: ModelConfig, positions: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,183 @@
+"""Times an engine without a server: single requests, full batches in decode, prompts, and whole workloads.
+
+Every request is random tokens of its own and ends by its length alone. Knows nothing about how engines are built.
+"""
+
+import random
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+
+from quantlab.runtime.engine import Engine
+from quantlab.runtime.request import Request, SamplingParams
+from quantlab.runtime.weights import Weights
+
+WARM_STEPS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Decode:
+    """A decode step of `sequences` at `context` tokens each: median seconds, tokens a second."""
+
+    sequences: int
+    context: int
+    step_seconds: float
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of all sequences together."""
+        return self.sequences / self.step_seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """All requests at once: output tokens a second, and seconds to each request's first token (median and longest)."""
+
+    requests: int
+    prompt: int
+    output: int
+    seconds: float
+    ttft_median: float
+    ttft_longest: float
+    preemptions: int
+
+    @property
+    def output_rate(self) -> float:
+        """Output tokens a second."""
+        return self.requests * self.output / self.seconds
+
+
+class Prompts:
+    """Random prompts, no two alike."""
+
+    def __init__(self, vocab_size: int):
+        self._random = random.Random(0)
+        self._vocab_size = vocab_size
+        self._made = 0
+
+    def requests(self, count: int, prompt: int, output: int) -> list[Request]:
+        """`count` greedy requests of `prompt` tokens for exactly `output` more."""
+        params = SamplingParams(max_tokens=output, temperature=0.0, ignore_eos=True)
+        made = []
+        for _ in range(count):
+            self._made += 1
+            made.append(
+                Request(str(self._made), tuple(self._random.choices(range(self._vocab_size), k=prompt)), params)
+            )
+        return made
+
+
+def time_decode(engine: Engine, prompts: Prompts, sequences: int, context: int, steps: int) -> Decode:
+    """The median step once all sequences decode; the context grows by a token a step around `context`."""
+    prompt = max(1, context - WARM_STEPS - steps // 2)
+    _add(engine, prompts.requests(sequences, prompt, 2 * WARM_STEPS + steps + 4))
+    started: set[str] = set()
+    while len(started) < sequences:
+        started |= {event.request_id for event in engine.step()}
+    for _ in range(WARM_STEPS):
+        engine.step()
+    times, before = [], time.perf_counter()
+    for _ in range(steps):
+        engine.step()
+        now = time.perf_counter()
+        times.append(now - before)
+        before = now
+    run_out(engine)
+    # The mean would count a step that the host lost; the median of many is what a reader waits for.
+    return Decode(sequences, context, sorted(times)[len(times) // 2])
+
+
+def time_first_token(engine: Engine, prompts: Prompts, prompt: int, repeats: int = 3) -> float:
+    """Median seconds from handing an idle engine a prompt until its first token is on the host."""
+    times = []
+    for _ in range(repeats):
+        _add(engine, prompts.requests(1, prompt, 1))
+        begin = time.perf_counter()
+        while not any(event.token_ids for event in engine.step()):
+            pass
+        times.append(time.perf_counter() - begin)
+        run_out(engine)
+    return sorted(times)[len(times) // 2]
+
+
+def time_prefill(engine: Engine, prompts: Prompts, count: int, prompt: int) -> float:
+    """Prompt tokens a second of `count` prompts that want one token each, the better of two runs."""
+    return max(count * prompt / time_workload(engine, prompts, count, prompt, 1).seconds for _ in range(2))
+
+
+def time_workload(engine: Engine, prompts: Prompts, count: int, prompt: int, output: int) -> Workload:
+    """`count` requests that are all there at the start."""
+    before = engine.stats().preemptions
+    _add(engine, prompts.requests(count, prompt, output))
+    first: dict[str, float] = {}
+    begin = time.perf_counter()
+    while engine.has_work:
+        for event in engine.step():
+            first.setdefault(event.request_id, time.perf_counter() - begin)
+    seconds = time.perf_counter() - begin
+    waits = sorted(first.values())
+    preemptions = engine.stats().preemptions - before
+    return Workload(count, prompt, output, seconds, waits[len(waits) // 2], waits[-1], preemptions)
+
+
+def step_bytes(weights: Weights, sequences: int, context: int, kv_token_bytes: int) -> int:
+    """Bytes that a decode step must read: every weight but the embedding once, and all keys and values."""
+    return sum(layer.nbytes for _, layer in weights.linears()) + sequences * context * kv_token_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """What the device did during some decode steps: share of time idle, and microseconds a step by kernel."""
+
+    idle: float
+    step_us: float
+    kernels: dict[str, tuple[float, int]]
+
+
+def profile_decode(engine: Engine, prompts: Prompts, sequences: int, context: int, steps: int = 12) -> Profile:
+    """The device's own account of `steps` decode steps; idle is what no kernel covers from the first to the last."""
+    _add(engine, prompts.requests(sequences, context, 3 * WARM_STEPS + steps))
+    started: set[str] = set()
+    while len(started) < sequences:
+        started |= {event.request_id for event in engine.step()}
+    for _ in range(WARM_STEPS):
+        engine.step()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+        for _ in range(steps):
+            engine.step()
+        torch.cuda.synchronize()
+    run_out(engine)
+    spans = []
+    kernels: dict[str, tuple[float, int]] = {}
+    for event in profiler.events():
+        if str(event.device_type).endswith("CUDA"):
+            spans.append((event.time_range.start, event.time_range.end))
+            total, count = kernels.get(event.name, (0.0, 0))
+            kernels[event.name] = total + event.time_range.elapsed_us() / steps, count + 1
+    busy, first, last = covered(spans)
+    return Profile(1 - busy / max(last - first, 1e-9), (last - first) / steps, kernels)
+
+
+def covered(spans: Iterable[tuple[float, float]]) -> tuple[float, float, float]:
+    """How long at least one of the spans lasts, and where the first begins and the last ends."""
+    ordered = sorted(spans)
+    if not ordered:
+        return 0.0, 0.0, 0.0
+    busy, end = 0.0, ordered[0][0]
+    for begin, stop in ordered:
+        busy += max(0.0, stop - max(begin, end))
+        end = max(end, stop)
+    return busy, ordered[0][0], end
+
+
+def run_out(engine: Engine) -> None:
+    """Step until nothing is left."""
+    while engine.has_work:
+        engine.step()
+
+
+def _add(engine: Engine, requests: Iterable[Request]) -> None:
+    for request in requests:
+        engine.add(request)

@@ -1,0 +1,108 @@
+"""A GPU as an engine's device: the kernels of quantlab_kernels, compiled and captured before the first request.
+
+Knows nothing about files or scheduling.
+"""
+
+import torch
+
+from quantlab.errors import UnsupportedModel
+from quantlab.log import logger
+from quantlab.models.config import ModelConfig
+from quantlab.runtime.graphs import DecodeGraphs
+from quantlab.runtime.linears import Linear, RawLinear
+from quantlab.runtime.linears_cuda import make_int8_head, make_linear, warm_linears
+from quantlab.runtime.operations_cuda import CudaOperations
+from quantlab.runtime.options import EngineOptions
+from quantlab.runtime.runner import ModelRunner
+from quantlab.runtime.sampler import Sampler
+from quantlab.runtime.sizes import Sizes
+from quantlab.runtime.step import StepBuilder
+from quantlab.runtime.weights import Weights
+from quantlab_kernels.attention_warmup import Limits, warm_attention
+from quantlab_kernels.kv_cache import HEAD_DIMS, Rope, split_qkv
+from quantlab_kernels.paged_decode import choose_plan
+
+LOG = logger(__name__)
+# Numbers of tokens whose kernels are compiled before serving: all small ones, then steps of this.
+DENSE_TOKENS, TOKEN_STEP = 320, 16
+
+
+class CudaBackend:
+    """One NVIDIA GPU."""
+
+    def __init__(self, device: torch.device, dtype: torch.dtype, options: EngineOptions):
+        self.device, self.dtype = device, dtype
+        self._graphs, self._int8_head = options.cuda_graphs, options.int8_head
+
+    def make_linear(self, raw: RawLinear) -> Linear:
+        """The layer that runs `raw`."""
+        return make_linear(raw, self.dtype)
+
+    def make_head(self, raw: RawLinear) -> Linear:
+        """The output layer, in INT8 where the user asked for it."""
+        if self._int8_head and isinstance(raw.weight, torch.Tensor):
+            return make_int8_head(raw.weight)
+        return self.make_linear(raw)
+
+    def runner(self, weights: Weights, sizes: Sizes, sampler: Sampler) -> ModelRunner:
+        """A runner with room for keys and values, its kernels compiled and its decode steps captured.
+
+        Raises UnsupportedModel for heads of a size without kernels.
+        """
+        check_heads(weights.config)
+        builder = StepBuilder(sizes.max_num_seqs, sizes.max_blocks, sizes.block_size, self.device)
+        pool = (sizes.num_blocks, sizes.block_size)
+        operations = CudaOperations(weights.config, self.dtype, builder.tables, pool, sizes.int8_kv)
+        runner = ModelRunner(weights, operations, builder, sampler)
+        self._warm(weights, operations, sizes)
+        if self._graphs:
+            graphs = self._capture(runner, operations, weights.config, sizes)
+            runner.graphs = graphs
+        return runner
+
+    @torch.inference_mode()
+    def _warm(self, weights: Weights, operations: CudaOperations, sizes: Sizes) -> None:
+        config, most = weights.config, sizes.max_batch_tokens
+        counts = [*range(1, min(most, DENSE_TOKENS) + 1), *range(DENSE_TOKENS, most + 1, TOKEN_STEP), most]
+        first = weights.blocks[0]
+        compiled = warm_linears([first.qkv, first.o, first.gate_up, first.down, weights.head], counts)
+        q, k, _ = self._queries(config)
+        rope = Rope(weights.cos, weights.sin, torch.zeros(1, dtype=torch.int64, device=self.device))
+        limits = Limits(sizes.max_num_seqs, sizes.max_model_len)
+        launched = warm_attention(q, k, operations.caches[0], limits, rope, None, set(config.windows))
+        LOG.info("compiled %d products, launched %d attention kernels", compiled, launched)
+
+    def _capture(
+        self, runner: ModelRunner, operations: CudaOperations, config: ModelConfig, sizes: Sizes
+    ) -> DecodeGraphs:
+        q = self._queries(config)[0]
+        cache = operations.caches[0]
+        windows = sorted(set(config.windows), key=str)
+
+        def cut(size: int, length: int) -> object:
+            return tuple(choose_plan(q, cache, size, length, window) for window in windows)
+
+        most = min(sizes.max_num_seqs, sizes.max_batch_tokens)
+        graphs = DecodeGraphs(runner.forward, runner.builder, cut, most, sizes.max_model_len)
+        LOG.info("captured %d decode graphs", graphs.capture())
+        return graphs
+
+    def _queries(self, config: ModelConfig) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Views like those of a step's q, k and v."""
+        width = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
+        qkv = torch.zeros(1, width, dtype=self.dtype, device=self.device)
+        return split_qkv(qkv, config.num_heads, config.num_kv_heads, config.head_dim)
+
+
+def make_backend(device: torch.device, dtype: torch.dtype, options: EngineOptions) -> CudaBackend:
+    """The GPU `device`, current from now on: kernels are launched on the current one."""
+    torch.cuda.set_device(device)
+    return CudaBackend(torch.device("cuda", torch.cuda.current_device()), dtype, options)
+
+
+def check_heads(config: ModelConfig) -> None:
+    """Refuse a model whose attention has no kernel."""
+    if config.head_dim not in HEAD_DIMS:
+        known = ", ".join(map(str, HEAD_DIMS))
+        message = f"head_dim {config.head_dim} has no GPU kernel; those there are: {known}"
+        raise UnsupportedModel(message, fix="--device cpu")
