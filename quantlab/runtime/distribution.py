@@ -1,18 +1,21 @@
 """From scores to a token: top-k, top-p, min-p and one draw a row, as pure functions on tensors.
 
-On a GPU nothing here is read back to the host and no row is sorted whole. Scores are scaled so that a row's greatest
-is 0; a row is padded with -inf to a multiple of BLOCK. Tokens that tie with the last one kept are kept as well.
+For a CPU; a GPU's `greatest`, `nucleus_floor` and `draw` are those of `quantlab_kernels.sampling`. Scores are scaled so
+that a row's greatest is 0; a row is padded with -inf to a multiple of BLOCK. Tokens that tie with the last one kept are
+kept as well.
 Knows nothing about requests, slots or seeds.
 """
 
 import hashlib
 import struct
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 BLOCK = 512  # columns summed at once by a draw
 CANDIDATES = 256  # likeliest tokens looked at first for a nucleus, on a CPU
+NucleusFloor = Callable[[Tensor, Tensor], Tensor]  # (probabilities [S, P], top_p [S]) -> the least one kept [S]
 _TINY = 1e-38
 _ONE = 0x3F800000  # the bits of 1.0: floats from 0 to 1 are in the order of their bits
 
@@ -39,7 +42,7 @@ def keep_top_k(scores: Tensor, top_k: Tensor, greatest: int) -> None:
     scores.masked_fill_(scores < floor, -torch.inf)
 
 
-def keep_likely(scores: Tensor, top_p: Tensor | None, min_p: Tensor | None) -> None:
+def keep_likely(scores: Tensor, top_p: Tensor | None, min_p: Tensor | None, nucleus_floor: NucleusFloor) -> None:
     """Mask, in place, what is outside each row's nucleus, and what is less likely than min_p times the likeliest.
 
     scores: [S, P] fp32; top_p, min_p: [S] fp32, None when no row asks. A token is in the nucleus when those likelier
@@ -48,8 +51,8 @@ def keep_likely(scores: Tensor, top_p: Tensor | None, min_p: Tensor | None) -> N
     keep = torch.ones_like(scores, dtype=torch.bool)
     if top_p is not None:
         probabilities = scores.softmax(-1)
-        search = nucleus_by_bits if scores.is_cuda else nucleus_by_candidates
-        keep = probabilities >= search(probabilities, top_p.clamp(min=_TINY).masked_fill(top_p >= 1, 2.0))[:, None]
+        wanted = top_p.clamp(min=_TINY).masked_fill(top_p >= 1, 2.0)
+        keep = probabilities >= nucleus_floor(probabilities, wanted)[:, None]
     if min_p is not None:
         keep &= scores >= min_p.log()[:, None]
     scores.masked_fill_(~keep, -torch.inf)
@@ -72,10 +75,11 @@ def nucleus_by_bits(probabilities: Tensor, top_p: Tensor) -> Tensor:
     return within.view(torch.float32)
 
 
-def nucleus_by_candidates(probabilities: Tensor, top_p: Tensor) -> Tensor:
-    """The same by sorting a row's likeliest tokens, more of them only where the first do not reach top_p.
+def nucleus_floor(probabilities: Tensor, top_p: Tensor) -> Tensor:
+    """The least probability in each row's nucleus: by sorting the likeliest tokens, more only where those do not do.
 
-    Looks at the numbers between the rounds, which on a GPU would wait for the device.
+    probabilities: [S, P] fp32; top_p: [S] fp32, above 0. Looks at the numbers between the rounds, which on a GPU would
+    wait for the device.
     """
     floor = torch.zeros_like(top_p)
     rows, width = torch.arange(len(top_p), device=top_p.device), CANDIDATES
@@ -89,6 +93,12 @@ def nucleus_by_candidates(probabilities: Tensor, top_p: Tensor) -> Tensor:
         rows = rows[:0] if whole else rows[(count == best.shape[1]) & (best[:, -1] > 0)]
         width *= 16
     return floor
+
+
+def greatest(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """The greatest score of each row [S] and its place, int64 [S]; NaN where a row has one. scores: [S, V]."""
+    value, place = scores.max(-1)
+    return value, place
 
 
 def draw(probabilities: Tensor, uniforms: Tensor) -> Tensor:

@@ -8,13 +8,14 @@ models, blocks or text.
 import secrets
 from collections.abc import Sequence as Ordered
 from dataclasses import dataclass
-from typing import Protocol
+from importlib import import_module
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
 
 from quantlab.runtime.batch import Sampled, Slice
-from quantlab.runtime.distribution import draw, padded, uniform
+from quantlab.runtime.distribution import padded, uniform
 from quantlab.runtime.logprobs import LogprobTensors, read_logprobs, start_copy, token_logprobs
 from quantlab.runtime.request import Grammar, Sequence, TokenLogprobs
 from quantlab.runtime.sampler_rows import (
@@ -31,6 +32,25 @@ from quantlab.runtime.sampler_rows import (
 NOT_FINITE = "the model's scores are not finite"
 NOTHING_LEFT = "no token is left to choose: grammar, bias or min_tokens exclude all"
 _NOT_FINITE, _NOTHING_LEFT = -1, -2  # what a failed row has in place of a token
+
+
+class Operations(Protocol):
+    """What is done to whole rows; modules have this form (`distribution`, and `quantlab_kernels.sampling` on a GPU)."""
+
+    def greatest(self, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """The greatest score of each row [S] and its place, int64 [S]; NaN where a row has one."""
+
+    def nucleus_floor(self, probabilities: Tensor, top_p: Tensor) -> Tensor:
+        """The least probability in each row's nucleus [S]."""
+
+    def draw(self, probabilities: Tensor, uniforms: Tensor) -> Tensor:
+        """A token a row, int64 [S], at `uniforms` fp64 [S] of the distribution function."""
+
+
+def operations_for(device: torch.device) -> Operations:
+    """Those of the kernels on a GPU (imported then: they need Triton), plain torch elsewhere."""
+    name = "quantlab_kernels.sampling" if device.type == "cuda" else "quantlab.runtime.distribution"
+    return cast(Operations, import_module(name))
 
 
 class Matcher(Protocol):
@@ -108,6 +128,7 @@ class Sampler:
         self.eos_token_ids = tuple(eos_token_ids)
         self.grammars = grammars
         self.width = padded(vocab_size)
+        self.operations = operations_for(device)
         self.last_tokens = torch.zeros(max_num_seqs, dtype=torch.int64, device=device)
         shape = (max_num_seqs, self.width)
         self.history = History(
@@ -162,13 +183,13 @@ class Sampler:
         """[S] int64: a token a row, or why there is none."""
         guided = [(row, slot) for row, part in enumerate(parts) if (slot := part.sequence.slot) in self._guided]
         if not plan.random and not plan.changes_scores and not guided:
-            return _checked(*logits.max(-1))
+            return _checked(*self.operations.greatest(logits))
         scores = logits.new_full((len(parts), self.width), -torch.inf, dtype=torch.float32)
         scores[:, : self.vocab_size] = logits
         change_scores(scores, plan, self.history)
         if guided:
             self._mask(scores, guided, parts)
-        best, likeliest = scores.max(-1)
+        best, likeliest = self.operations.greatest(scores)
         if plan.random:
             drawn = self._draw(scores.sub_(best[:, None]), plan, parts)
             likeliest = drawn if plan.greedy is None else torch.where(plan.greedy, likeliest, drawn)
@@ -178,12 +199,12 @@ class Sampler:
         if plan.inverse_temperature is not None:
             scores.mul_(plan.inverse_temperature)
         if plan.filters is not None:
-            filter_scores(scores, plan.filters)
+            filter_scores(scores, plan.filters, self.operations.nucleus_floor)
         uniforms = [0.0] * len(parts)
         for row in plan.random:
             part = parts[row]
             uniforms[row] = uniform(self._seeds[_slot(part)], part.start + part.count)
-        return draw(scores.exp_(), upload(uniforms, torch.float64, self.device))
+        return self.operations.draw(scores.exp_(), upload(uniforms, torch.float64, self.device))
 
     def _plan_for(self, parts: Ordered[Slice]) -> Plan:
         rows = [Row(part.sequence.request.params, _slot(part), self._blocked(part)) for part in parts]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quantlab.runtime.distribution import keep_likely, keep_top_k
+from quantlab.runtime.distribution import NucleusFloor, keep_likely, keep_top_k
 from quantlab.runtime.request import SamplingParams
 
 
@@ -180,7 +180,7 @@ def _penalise(scores: Tensor, penalties: Penalties, history: History) -> None:
     scores.index_copy_(0, penalties.rows, some)
 
 
-def filter_scores(scores: Tensor, filters: Filters) -> None:
+def filter_scores(scores: Tensor, filters: Filters, nucleus_floor: NucleusFloor) -> None:
     """Leave out, in place, what top-k, top-p and min-p leave out, in this order (that of transformers).
 
     scores: [S, P] fp32, divided by the temperature, each row's greatest 0.
@@ -190,6 +190,6 @@ def filter_scores(scores: Tensor, filters: Filters) -> None:
     if filters.top_k is not None:
         keep_top_k(some, filters.top_k, filters.greatest_k)
     if filters.top_p is not None or filters.min_p is not None:
-        keep_likely(some, filters.top_p, filters.min_p)
+        keep_likely(some, filters.top_p, filters.min_p, nucleus_floor)
     if not every:
         scores.index_copy_(0, filters.rows, some)

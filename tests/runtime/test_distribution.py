@@ -1,4 +1,4 @@
-"""What top-k, top-p and min-p keep, after transformers' own processors; the nucleus found in two ways; the draw."""
+"""What top-k, top-p and min-p keep, after transformers' own processors; the nucleus of a whole sort; the draw."""
 
 from collections.abc import Callable
 
@@ -13,14 +13,14 @@ from quantlab.runtime.distribution import (
     draw,
     keep_likely,
     keep_top_k,
-    nucleus_by_bits,
-    nucleus_by_candidates,
+    nucleus_floor,
     padded,
     uniform,
 )
+from quantlab_kernels import ref_sampling
 
 Nucleus = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-NUCLEI = pytest.mark.parametrize("nucleus", [nucleus_by_bits, nucleus_by_candidates])
+NUCLEI = pytest.mark.parametrize("nucleus", [nucleus_floor, ref_sampling.nucleus_floor])
 
 
 def scaled(rows: int, vocab: int, spread: float) -> torch.Tensor:
@@ -52,7 +52,7 @@ def test_tokens_kept_are_those_that_transformers_keeps(vocab: int, spread: float
         expected[row] = MinPLogitsWarper(min_p)(ids, one)[0] if min_p else one[0]
     top_k, top_p, min_p = (torch.tensor(column) for column in zip(*settings, strict=True))
     keep_top_k(scores, top_k, 9999)
-    keep_likely(scores, top_p, min_p)
+    keep_likely(scores, top_p, min_p, nucleus_floor)
     assert torch.equal(scores[:, :vocab], expected)
     assert (scores[:, vocab:] == -torch.inf).all()
 
@@ -76,10 +76,10 @@ def test_tokens_that_tie_with_the_last_one_stay(nucleus: Nucleus) -> None:
 
 
 @pytest.mark.parametrize("spread", [0.0, 0.01, 1.0, 5.0, 40.0])
-def test_both_ways_find_the_same_nucleus(spread: float) -> None:
+def test_the_nucleus_is_that_of_a_whole_sort(spread: float) -> None:
     probabilities = scaled(24, 20_000, spread).double().softmax(-1).float()
     top_p = torch.rand(24) * 0.98 + 0.01
-    found, other = nucleus_by_bits(probabilities, top_p), nucleus_by_candidates(probabilities, top_p)
+    found, other = ref_sampling.nucleus_floor(probabilities, top_p), nucleus_floor(probabilities, top_p)
     for row, one, two, limit in zip(probabilities.double(), found, other, top_p, strict=True):
         # Where rounding decides, the two may be one token apart: the mass between them is next to nothing.
         low, high = sorted((one.item(), two.item()))
@@ -90,7 +90,7 @@ def test_both_ways_find_the_same_nucleus(spread: float) -> None:
 def test_a_flat_distribution_needs_more_than_the_first_candidates() -> None:
     probabilities = torch.arange(20_000, 0, -1, dtype=torch.float64)[None]
     probabilities = (probabilities / probabilities.sum()).float()
-    floor = nucleus_by_candidates(probabilities, torch.tensor([0.9]))
+    floor = nucleus_floor(probabilities, torch.tensor([0.9]))
     kept = probabilities[0] >= floor
     exact = probabilities[0].double()
     assert exact[kept].sum() >= 0.9 - 1e-6 > exact[kept].sum() - exact[kept].min() - 2e-6

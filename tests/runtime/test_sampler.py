@@ -6,9 +6,11 @@ import pytest
 import torch
 from transformers import RepetitionPenaltyLogitsProcessor
 
+from quantlab.runtime import distribution
 from quantlab.runtime.batch import Slice
 from quantlab.runtime.request import SamplingParams
 from quantlab.runtime.sampler import NOT_FINITE, NOTHING_LEFT, Sampler
+from quantlab_kernels import sampling
 from tests.runtime.sampling import CPU, next_slice, sampler_with, sequence, step
 
 V = 1000
@@ -179,7 +181,7 @@ def test_tokens_come_as_often_as_they_should(params: SamplingParams, seeded: boo
     for _ in range(draws // batch):
         drawn = torch.tensor(step(sampler, rows, logits.expand(batch, vocab)).token_ids)
         counts += torch.bincount(drawn, minlength=vocab)
-    expected = distribution(params, logits) * draws
+    expected = by_definition(params, logits) * draws
     assert counts[expected == 0].sum() == 0, "what is filtered out never comes"
     assert abs(chi_square(counts, expected)) < 5
 
@@ -188,7 +190,7 @@ def fields(params: SamplingParams) -> dict[str, object]:
     return {name: getattr(params, name) for name in SamplingParams.__dataclass_fields__}
 
 
-def distribution(params: SamplingParams, logits: torch.Tensor) -> torch.Tensor:
+def by_definition(params: SamplingParams, logits: torch.Tensor) -> torch.Tensor:
     """By the definition, with a sort."""
     biased = logits.double().clone()
     for token, value in params.logit_bias:
@@ -281,3 +283,73 @@ def test_the_draw_is_launched_before_it_is_read() -> None:
     again = sampler_with(rows, V)
     one_by_one = [again.launch(*pair).result() for pair in zip(logits, slices, strict=True)]
     assert [draw.result() for draw in launched] == one_by_one
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter is for machines without a GPU")
+def test_the_kernels_of_a_gpu_choose_the_same_tokens() -> None:
+    """In Triton's interpreter; on a GPU, the next test."""
+    settings = [
+        GREEDY,
+        SamplingParams(seed=1),
+        SamplingParams(seed=2, top_p=0.7, top_k=40),
+        SamplingParams(seed=3, min_p=0.05),
+    ]
+    chosen = []
+    for operations in (distribution, sampling):
+        torch.manual_seed(1)
+        rows = [sequence(params, slot) for slot, params in enumerate(settings)]
+        sampler = sampler_with(rows, 700)
+        sampler.operations = operations
+        for _ in range(6):
+            step(sampler, rows, scores(len(rows), 700))
+        chosen.append([row.output_ids for row in rows])
+    assert chosen[0] == chosen[1]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_gpu_chooses_the_same_tokens(dtype: torch.dtype) -> None:
+    """Every setting at once; the draws of both machines are at the same place of the same distribution."""
+    vocab, count = 128_256, 64
+    settings = [
+        GREEDY,
+        SamplingParams(seed=1),
+        SamplingParams(seed=2, top_p=0.7, temperature=0.8),
+        SamplingParams(seed=3, top_k=40, min_p=0.05),
+        SamplingParams(temperature=0.0, repetition_penalty=1.5, presence_penalty=0.5, frequency_penalty=0.25),
+        SamplingParams(seed=4, logit_bias=((5, 3.0),), min_tokens=3, logprobs=2),
+    ]
+    chosen, logprobs = [], []
+    for device in ("cpu", "cuda"):
+        generator = torch.Generator().manual_seed(0)
+        rows = [sequence(settings[slot % len(settings)], slot, (1, 2, 3)) for slot in range(count)]
+        sampler = Sampler(vocab, count, torch.device(device), (7,))
+        for row in rows:
+            sampler.admit(row)
+        for _ in range(5):
+            logits = (torch.randn(count, vocab, generator=generator) * 4).to(dtype).to(device)
+            sampled = step(sampler, rows, logits)
+            assert not sampled.failed and sampler.last_tokens.tolist() == list(sampled.token_ids)
+            logprobs.append(sampled.logprobs)
+        chosen.append(torch.tensor([row.output_ids for row in rows]))
+    assert (chosen[0] == chosen[1]).float().mean() > 0.98, "a draw at the border of two tokens may differ"
+    greedy = [slot for slot in range(count) if slot % len(settings) in (0, 4)]
+    assert torch.equal(chosen[0][greedy], chosen[1][greedy])
+    assert [value is None for value in logprobs[0] or ()] == [value is None for value in logprobs[5] or ()]
+
+
+@pytest.mark.gpu
+def test_a_launch_on_a_gpu_does_not_wait_for_it() -> None:
+    settings = [SamplingParams(seed=1, top_p=0.9, top_k=50, repetition_penalty=1.1, logprobs=3, min_tokens=9), GREEDY]
+    rows = [sequence(settings[slot % 2], slot) for slot in range(16)]
+    sampler = Sampler(128_256, 16, torch.device("cuda"), (2,))
+    for row in rows:
+        sampler.admit(row)
+    logits = torch.randn(16, 128_256, device="cuda", dtype=torch.bfloat16)
+    sampler.launch(logits, [Slice(row, 0, 1, samples=True) for row in rows]).result()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        draws = [sampler.launch(logits, [Slice(row, at, 1, samples=True) for row in rows]) for at in range(1, 4)]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(len(draw.result().token_ids) == 16 for draw in draws)
