@@ -1,7 +1,8 @@
 """Keys and values in blocks of tokens in the CPU's memory, and attention over them.
 
-A block holds `block_size` tokens of all heads, so that a sequence's blocks gathered in order are its keys as they are:
-[tokens, KV heads, D]. An INT8 cache keeps codes and a scale for each token and head, widened when they are gathered.
+A block holds `block_size` tokens of all heads, so that a sequence's tokens gathered in order are its keys as they are:
+[tokens, KV heads, D]. Only what was written for a sequence is read for it: behind its end may lie another one's NaN,
+which no mask would keep out. An INT8 cache keeps codes and a scale for each token and head, widened when gathered.
 Knows nothing about who owns which block.
 """
 
@@ -36,18 +37,18 @@ class PagedKV:
                 self.scales[side].flatten(0, 1)[slots] = scales
             pool.flatten(0, 1)[slots] = x
 
-    def read(self, blocks: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of blocks: [S, n], in `dtype`: two [S, KV heads, n * block_size, D]."""
+    def read(self, places: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values at places: [S, n] int64, as in `write`, in `dtype`: two [S, KV heads, n, D]."""
         pools = (self.keys, self.values)
-        k, v = (self._read(pool, side, blocks) for side, pool in enumerate(pools))
+        k, v = (self._read(pool, side, places) for side, pool in enumerate(pools))
         return k, v
 
-    def _read(self, pool: Tensor, side: int, blocks: Tensor) -> Tensor:
-        found = pool.index_select(0, blocks.reshape(-1))
+    def _read(self, pool: Tensor, side: int, places: Tensor) -> Tensor:
+        found = pool.flatten(0, 1).index_select(0, places.reshape(-1))
         if self.scales:
-            scales = self.scales[side].index_select(0, blocks.reshape(-1))
+            scales = self.scales[side].flatten(0, 1).index_select(0, places.reshape(-1))
             found = (found.float() * scales[..., None]).to(self.dtype)
-        return found.view(blocks.shape[0], -1, *pool.shape[2:]).transpose(1, 2)
+        return found.view(*places.shape, *pool.shape[2:]).transpose(1, 2)
 
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -62,25 +63,27 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True, slots=True)
 class _Chunk:
-    """A slice of several tokens: where it lies among the step's, its sequence's blocks [1, n] and length."""
+    """A slice of several tokens: where it lies among the step's, and where its sequence's tokens are, [1, n]."""
 
     begin: int
     end: int
-    blocks: Tensor
-    length: int
+    places: Tensor
 
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """Slices of one token whose sequences have about the same length: their rows [S], blocks [S, n], lengths [S]."""
+    """Slices of one token whose sequences have about the same length: their rows [S], lengths [S], places [S, n].
+
+    Behind the end of a sequence, `places` repeat its last token.
+    """
 
     rows: Tensor
-    blocks: Tensor
+    places: Tensor
     lengths: Tensor
 
-    def mask(self, keys: int, window: int | None, dtype: torch.dtype) -> Tensor:
-        """What is added to scores: [S, 1, 1, keys], 0 for the keys that a query sees and -inf for the others."""
-        key = torch.arange(keys)[None, :]
+    def mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
+        """What is added to scores: [S, 1, 1, n], 0 for the keys that a query sees and -inf for the others."""
+        key = torch.arange(self.places.shape[1])[None, :]
         visible = key < self.lengths[:, None]
         if window is not None:
             visible &= key >= self.lengths[:, None] - window
@@ -95,29 +98,26 @@ class StepAttention:
         self._chunks: list[_Chunk] = []
         groups: dict[int, list[int]] = {}
         for i, (begin, end, length) in enumerate(zip(starts, starts[1:], lengths, strict=False)):
-            blocks = -(-length // block_size)
             if end - begin == 1:
-                groups.setdefault(blocks.bit_length(), []).append(i)
+                groups.setdefault((-(-length // block_size)).bit_length(), []).append(i)
             else:
-                row = tables[step.slots[i] : step.slots[i] + 1, :blocks].long()
-                self._chunks.append(_Chunk(begin, end, row, length))
+                places = places_of(tables[step.slots[i : i + 1]], step.lengths[i : i + 1], block_size)
+                self._chunks.append(_Chunk(begin, end, places))
         self._groups = [self._group(step, tables, members, block_size) for members in groups.values()]
         windows = set(config.windows)
-        self._masks = [
-            {w: group.mask(group.blocks.shape[1] * block_size, w, dtype) for w in windows} for group in self._groups
-        ]
+        self._masks = [{w: group.mask(w, dtype) for w in windows} for group in self._groups]
 
     def __call__(self, q: Tensor, cache: PagedKV, window: int | None) -> Tensor:
         """q: [T, H, D] of tokens that the cache holds already -> [T, H * D]."""
         out = torch.empty_like(q)
         for group, masks in zip(self._groups, self._masks, strict=True):
-            k, v = cache.read(group.blocks)
+            k, v = cache.read(group.places)
             # Heads that share keys are the queries of one head: no copy of the keys for each of them.
             grouped = q[group.rows].unflatten(1, (k.shape[1], -1))
             mixed = scaled_dot_product_attention(grouped, k, v, attn_mask=masks[window])
             out[group.rows] = mixed.flatten(1, 2)
         for chunk in self._chunks:
-            k, v = (x[:, :, : chunk.length] for x in cache.read(chunk.blocks))
+            k, v = cache.read(chunk.places)
             queries = q[chunk.begin : chunk.end].transpose(0, 1)[None]
             out[chunk.begin : chunk.end] = attend_causal(queries, k, v, window)[0].transpose(0, 1)
         return out.flatten(1)
@@ -126,5 +126,14 @@ class StepAttention:
     def _group(step: Step, tables: Tensor, members: list[int], block_size: int) -> _Group:
         index = torch.tensor(members)
         lengths = step.lengths[index].long()
-        blocks = tables[step.slots[index], : -(-int(lengths.max()) // block_size)].long()
-        return _Group(step.starts[index].long(), blocks, lengths)
+        return _Group(step.starts[index].long(), places_of(tables[step.slots[index]], lengths, block_size), lengths)
+
+
+def places_of(tables: Tensor, lengths: Tensor, block_size: int) -> Tensor:
+    """Where the tokens of sequences are, block * block_size + place: [S, n] int64 for the longest of n tokens.
+
+    tables: [S, blocks]; lengths: [S]. Shorter sequences repeat their last token.
+    """
+    lengths = lengths.long()
+    token = torch.arange(int(lengths.max())).clamp(max=lengths[:, None] - 1)
+    return tables.long().gather(1, token // block_size) * block_size + token % block_size
