@@ -6,8 +6,13 @@ from typing import Any
 __version__ = "0.1.0"
 
 # Loaded when first asked for: `import quantlab` stays without torch.
-_LATER = {"LLM": "quantlab.llm", "Completion": "quantlab.llm", "SamplingParams": "quantlab.runtime.request"}
-_LATER |= {"EngineOptions": "quantlab.runtime.options"}
+_LATER = {
+    "LLM": "quantlab.llm",
+    "Completion": "quantlab.llm",
+    "SamplingParams": "quantlab.runtime.request",
+    "Grammar": "quantlab.runtime.request",
+    "EngineOptions": "quantlab.runtime.options",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -17,6 +17,7 @@ from quantlab.detokenizer import TextStream, detokenizer
 from quantlab.errors import UsageError
 from quantlab.runtime.build import build_engine
 from quantlab.runtime.engine import Engine
+from quantlab.runtime.grammar import TokenGrammars
 from quantlab.runtime.options import EngineInfo, EngineOptions
 from quantlab.runtime.request import FinishReason, Request, SamplingParams, TokenEvent, TokenLogprobs
 from quantlab.text import Tokenizer, load_tokenizer
@@ -62,6 +63,7 @@ class LLM:
         self.tokenizer: Tokenizer = load_tokenizer(Path(folder))
         self._vocabulary: TokenBytes = token_bytes(self.tokenizer)
         self._engine: Engine = build_engine(Path(folder), options)
+        self._grammars = TokenGrammars(Path(folder), self.info.vocab_size, self.info.eos_token_ids)
         self._writings: dict[str, _Writing] = {}
         self._numbers = count()
 
@@ -78,7 +80,8 @@ class LLM:
     ) -> list[Completion]:
         """What continues each of `prompts`, in their order, all of them worked on together.
 
-        `params` are for all or one for each. Raises UsageError before any is begun when one cannot be run.
+        `params` are for all or one for each. Raises UsageError before any is begun when one cannot be run, GrammarError
+        for a grammar that cannot be compiled.
         """
         ended = {piece.index: piece.completion for piece in self.stream(prompts, params, stop) if piece.completion}
         return [ended[index] for index in range(len(prompts))]
@@ -118,6 +121,8 @@ class LLM:
         try:
             for index, (prompt, settings) in enumerate(zip(prompts, each, strict=True)):
                 name = f"prompt {next(self._numbers)}"
+                if settings.grammar is not None:
+                    self._grammars.check(settings.grammar)
                 request = Request(name, self._ids(prompt), settings)
                 self._engine.add(request)
                 names.append(name)

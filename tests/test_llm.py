@@ -1,5 +1,6 @@
 """A model in this process: texts that the tokenizer agrees with, stop strings, many prompts and streams at once."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -7,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import quantlab
-from quantlab import LLM, EngineOptions, SamplingParams
-from quantlab.errors import UsageError
+from quantlab import LLM, EngineOptions, Grammar, SamplingParams
+from quantlab.errors import GrammarError, UsageError
 
 PROMPTS = ["It was a dark and", "Call me", "The", '"I am afraid," said the']
 GREEDY = SamplingParams(max_tokens=24, temperature=0)
@@ -132,6 +133,25 @@ def test_what_cannot_be_run_is_refused_before_anything_is_begun(
     stats = llm._engine.stats()
     assert (stats.running, stats.waiting) == (0, 0)
     assert llm.generate(["The"], GREEDY)[0].text
+
+
+SCHEMA = '{"type": "object", "properties": {"old": {"type": "boolean"}}, "required": ["old"]}'
+
+
+def test_a_text_after_a_schema_is_json_that_fits_it(llm: LLM) -> None:
+    pytest.importorskip("llguidance")
+    params = SamplingParams(64, temperature=0, grammar=Grammar("json_schema", SCHEMA))
+    bound, free = llm.generate(["The old man", "The old man"], [params, GREEDY])
+    assert bound.finish_reason == "stop"
+    assert isinstance(json.loads(bound.text)["old"], bool)
+    assert free.text == llm.generate(["The old man"], GREEDY)[0].text
+
+
+def test_a_schema_that_is_none_is_refused_before_anything_is_begun(llm: LLM) -> None:
+    pytest.importorskip("llguidance")
+    with pytest.raises(GrammarError):
+        llm.generate(["a", "b"], [GREEDY, SamplingParams(grammar=Grammar("json_schema", '{"type": 3}'))])
+    assert llm._engine.stats().running == llm._engine.stats().waiting == 0
 
 
 def test_importing_quantlab_imports_nothing_heavy() -> None:
