@@ -24,7 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "text": {"errors"},
     "token_bytes": {"text"},
     "detokenizer": {"text", "token_bytes"},
-    "chat_template": {"errors"},
+    "chat_template": {"errors", "text"},
     "models": {"errors", "quantlab_kernels"},
     "checkpoint": {"quantlab", "errors", "log", "schemes", "quantlab_kernels", "models"},
     "quant": {
