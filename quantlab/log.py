@@ -33,3 +33,13 @@ def configure(debug: bool) -> None:
     python_warnings.handlers[:] = [handler]
     python_warnings.propagate = False
     python_warnings.setLevel(logging.WARNING if debug else logging.CRITICAL)
+
+
+def show_requests() -> None:
+    """Let the server's lines about each request through, whatever the level is."""
+    logging.getLogger("quantlab.server.generation").setLevel(logging.INFO)
+
+
+def environment(name: str) -> str | None:
+    """The environment variable `name`."""
+    return os.environ.get(name)

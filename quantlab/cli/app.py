@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from quantlab import __version__
-from quantlab.cli import bench, doctor, evaluate, generate, inspect, quantize, recipes, report
+from quantlab.cli import bench, doctor, evaluate, generate, inspect, quantize, recipes, report, serve
 from quantlab.cli.examples import SETTINGS, epilog
 from quantlab.cli.failures import Interrupted, tell
 
@@ -20,6 +20,7 @@ EXAMPLES = (
     ("quantlab quantize ./Llama-3.2-1B --dry-run", "what it would do, in a second"),
     ("quantlab eval ./Llama-3.2-1B-w4a16 --baseline ./Llama-3.2-1B", "what it cost, and whether that is acceptable"),
     ("quantlab generate ./Llama-3.2-1B-w4a16 --prompt 'It was a dark and'", "what it writes"),
+    ("quantlab serve ./Llama-3.2-1B-w4a16", "an OpenAI-compatible server for it"),
     ("quantlab inspect ./Llama-3.2-1B-w4a16", "what is in a folder"),
     ("quantlab doctor", "what this machine can do"),
 )
@@ -35,7 +36,7 @@ def build() -> typer.Typer:
         epilog=epilog(EXAMPLES),
     )
     app.callback(invoke_without_command=True)(root)
-    for command in (quantize.app, evaluate.app, generate.app, inspect.app, report.app, doctor.app):
+    for command in (quantize.app, evaluate.app, generate.app, serve.app, inspect.app, report.app, doctor.app):
         app.add_typer(command)
     app.add_typer(recipes.app, name="recipes")
     app.add_typer(bench.app, name="bench")

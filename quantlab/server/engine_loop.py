@@ -1,0 +1,131 @@
+"""The loop of the engine's process: commands in, one report a step out, until the other side closes.
+
+It ends the process by itself when the front process is gone, however that ended. Knows nothing about HTTP, text or how
+tokens are computed.
+"""
+
+import os
+import queue
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from quantlab.errors import QuantlabError
+from quantlab.log import logger
+from quantlab.runtime.options import EngineInfo, EngineOptions, EngineStats
+from quantlab.runtime.request import Request, TokenEvent
+from quantlab.server.messages import (
+    Abort,
+    Add,
+    Command,
+    Ready,
+    Report,
+    Start,
+    Step,
+    Stop,
+    failure,
+    frame,
+    receive_command,
+)
+
+LOG = logger(__name__)
+
+
+class EngineLike(Protocol):
+    """What of an engine this process uses."""
+
+    @property
+    def info(self) -> EngineInfo:
+        """What was built."""
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would do anything."""
+
+    def add(self, request: Request) -> None:
+        """Begin a request; raises QuantlabError or ValueError for one that cannot be."""
+
+    def abort(self, request_id: str) -> bool:
+        """Forget a request; returns whether it was known."""
+
+    def step(self) -> list[TokenEvent]:
+        """Go on by one step."""
+
+    def stats(self) -> EngineStats:
+        """Counts so far."""
+
+
+Build = Callable[[Path, EngineOptions], EngineLike]
+
+
+def serve(descriptor: int, build: Build) -> int:
+    """Serve the socket `descriptor` until it closes; returns the exit code."""
+    # Ctrl-C goes to every process of a terminal, and a service manager may signal the whole group: it is the front
+    # process that decides when this one ends.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    connection = socket.socket(fileno=descriptor)
+    start = receive_command(connection)
+    if not isinstance(start, Start):
+        return 0
+    inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(connection, inbox), daemon=True).start()
+    try:
+        engine = build(Path(start.folder), start.options)
+        _send(connection, Ready(engine.info))
+        _work(engine, inbox, connection)
+    except Exception as error:
+        LOG.debug("the engine process ends", exc_info=True)
+        _send(connection, failure(error))
+        return error.exit_code if isinstance(error, QuantlabError) else 1
+    return 0
+
+
+def _listen(connection: socket.socket, inbox: "queue.SimpleQueue[Command]") -> None:
+    """Move commands to `inbox`; ends the whole process when the other side is gone, whatever it is busy with."""
+    while (command := receive_command(connection)) is not None:
+        inbox.put(command)
+    os._exit(0)
+
+
+def _work(engine: EngineLike, inbox: "queue.SimpleQueue[Command]", connection: socket.socket) -> None:
+    """Steps while there is work, waiting for commands while there is none."""
+    while True:
+        events: list[TokenEvent] = []
+        for command in _pending(inbox, wait=not engine.has_work):
+            if isinstance(command, Stop):
+                return
+            events += _apply(engine, command)
+        if engine.has_work:
+            events += engine.step()
+        _send(connection, Step(events, engine.stats()))
+
+
+def _pending(inbox: "queue.SimpleQueue[Command]", wait: bool) -> list[Command]:
+    """All commands that have come, with `wait` at least one."""
+    commands = [inbox.get()] if wait else []
+    while not inbox.empty():
+        commands.append(inbox.get())
+    return commands
+
+
+def _apply(engine: EngineLike, command: Command) -> list[TokenEvent]:
+    """Carry out one command; a request that cannot be ends alone."""
+    if isinstance(command, Abort):
+        engine.abort(command.request_id)
+    elif isinstance(command, Add):
+        try:
+            engine.add(command.request)
+        except (QuantlabError, ValueError) as error:
+            return [TokenEvent(command.request.request_id, finish_reason="error", error=str(error))]
+    return []
+
+
+def _send(connection: socket.socket, report: Report) -> None:
+    try:
+        connection.sendall(frame(report))
+    except OSError:
+        os._exit(0)  # the front process is gone

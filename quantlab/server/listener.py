@@ -1,0 +1,27 @@
+"""The address of a server, taken before anything that takes time: one that is in use is told at once.
+
+Knows nothing about what is served.
+"""
+
+import socket
+
+from quantlab.errors import AddressError
+
+BACKLOG = 2048
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens on the address; raises AddressError."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(BACKLOG)
+        listener.setblocking(False)
+    except OSError as error:
+        fix = "another --port, or --port 0 for any free one"
+        raise AddressError(f"cannot listen: {error.strerror or error}", where=f"{host}:{port}", fix=fix) from error
+    return listener

@@ -1,0 +1,81 @@
+"""The state that all routes share: what is served, whether it takes work, and the parts that do the work.
+
+Knows nothing about HTTP; errors are ApiErrors, which know their status.
+"""
+
+import time
+from typing import Literal
+
+from quantlab.errors import EngineDied, QuantlabError
+from quantlab.runtime.options import EngineInfo, EngineStats
+from quantlab.server.admission import Admission
+from quantlab.server.engine_client import EngineClient
+from quantlab.server.errors import ApiError
+from quantlab.server.metrics import Metrics
+from quantlab.server.options import ServeOptions
+from quantlab.server.texts import Texts, load_texts
+
+Phase = Literal["loading", "ready", "restarting", "draining", "dead"]
+REASONS: dict[Phase, str] = {
+    "loading": "the model is being loaded",
+    "restarting": "the engine died and is being started again",
+    "draining": "the server is shutting down",
+    "dead": "the engine died",
+}
+COME_AGAIN = 5
+
+
+class Service:
+    """One server's state; `phase` is changed by the lifecycle alone."""
+
+    def __init__(self, options: ServeOptions, texts: Texts):
+        self.options = options
+        self.texts = texts
+        self.phase: Phase = "loading"
+        self.engine: EngineClient | None = None
+        self.created = int(time.time())
+        self.metrics = Metrics(options.names[0])
+        self.admission = Admission(options.queue, self.stats, time.monotonic)
+        self.metrics.observe_engine(self.stats, self.live_info)
+
+    def stats(self) -> EngineStats:
+        """The engine's counts as it last told them."""
+        return self.engine.stats if self.engine is not None else EngineStats()
+
+    def live_info(self) -> EngineInfo | None:
+        """What the engine is, while it takes work."""
+        return self.engine.info if self.engine is not None and self.engine.alive else None
+
+    def known_info(self) -> EngineInfo:
+        """What is served, also while the engine is away; raises ApiError 503 before it was there once."""
+        if self.engine is None or self.engine.info is None:
+            raise ApiError(503, REASONS["loading"], code="loading", retry_after=COME_AGAIN)
+        return self.engine.info
+
+    def working(self) -> tuple[EngineClient, EngineInfo]:
+        """The engine and what it is; raises ApiError 503 when it takes no work."""
+        engine, info = self.engine, self.live_info()
+        if self.phase != "ready" or engine is None or info is None:
+            raise ApiError(503, REASONS.get(self.phase, "the engine died"), code=self.phase, retry_after=COME_AGAIN)
+        return engine, info
+
+    def check_model(self, name: str | None) -> str:
+        """The name to answer under; raises ApiError 404 for one that is not served."""
+        if name is None:
+            return self.options.names[0]
+        if name not in self.options.names:
+            message = f"the model '{name}' is not served here (served: {', '.join(self.options.names)})"
+            raise ApiError(404, message, code="model_not_found", param="model")
+        return name
+
+    def told(self, error: QuantlabError) -> ApiError:
+        """The answer to a request whose engine ended: shutting down is no fault of the engine's."""
+        if self.phase == "draining":
+            return ApiError(503, REASONS["draining"], code="draining", retry_after=COME_AGAIN)
+        code = "engine_died" if isinstance(error, EngineDied) else "engine_error"
+        return ApiError(500, error.message, code=code)
+
+
+def load_service(options: ServeOptions) -> Service:
+    """The service of the folder in `options`, without its engine; raises CheckpointError for its tokenizer."""
+    return Service(options, load_texts(options.folder))

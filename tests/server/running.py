@@ -1,0 +1,55 @@
+"""A server in a process of its own, over the scripted engine: `running.py FOLDER OPTIONS-AS-JSON`.
+
+Prints one line of JSON when it is ready. The options are fields of ServeOptions and EngineOptions, and `pace`, the
+seconds of one step.
+"""
+
+import json
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from quantlab.errors import QuantlabError
+from quantlab.log import configure
+from quantlab.runtime.options import EngineInfo, EngineOptions
+from quantlab.server.admission import QueueLimits
+from quantlab.server.engine_client import launch
+from quantlab.server.lifecycle import serve
+from quantlab.server.listener import listen
+from quantlab.server.options import ServeOptions
+from quantlab.server.service import load_service
+
+SCRIPT = str(Path(__file__).with_name("scripted_engine.py"))
+
+
+def options_of(folder: Path, given: dict[str, Any]) -> ServeOptions:
+    engine = EngineOptions(**given.pop("engine", {}))
+    queue = QueueLimits(given.pop("max_queue", 256), given.pop("max_queue_tokens", 1 << 18))
+    keys = tuple(given.pop("api_keys", ()))
+    names = tuple(given.pop("names", (folder.name,)))
+    return ServeOptions(folder=folder, names=names, engine=engine, queue=queue, api_keys=keys, **given)
+
+
+def main(folder: Path, given: dict[str, Any]) -> int:
+    start = partial(launch, (sys.executable, SCRIPT, str(given.pop("pace", 0.0))))
+    listener = listen("127.0.0.1", 0)
+    port = listener.getsockname()[1]
+    service = load_service(options_of(folder, given))
+
+    def announce(info: EngineInfo) -> None:
+        assert service.engine is not None
+        ready = {"base_url": f"http://127.0.0.1:{port}", "engine_pid": service.engine.process.pid}
+        print(json.dumps(ready), flush=True)
+
+    try:
+        serve(service, listener, start(), start, announce)
+    except QuantlabError as error:
+        sys.stderr.write(f"error: {error.one_line()}\n")
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    configure(debug=False)
+    sys.exit(main(Path(sys.argv[1]), json.loads(sys.argv[2])))
