@@ -18,10 +18,11 @@ from quantlab_kernels.paged_prefill import Chunks, paged_prefill
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What will be served: sequences a batch, tokens a sequence."""
+    """What will be served: sequences a batch, tokens a sequence; settled: whether decode steps promise it (`Pages`)."""
 
     sequences: int
     tokens: int
+    settled: bool = False
 
 
 def decode_shapes(q: Tensor, cache: KVCache, limits: Limits, window: int | None) -> list[tuple[int, int]]:
@@ -62,7 +63,7 @@ def warm_attention(
     for window in windows:
         for sequences, tokens in decode_shapes(q, cache, limits, window):
             queries = q[:1].expand(sequences, -1, -1)
-            paged_decode(queries, scratch, _no_tokens(sequences, tokens, q), window=window)
+            paged_decode(queries, scratch, _no_tokens(sequences, tokens, q, limits.settled), window=window)
             launches += 1
         starts = torch.zeros(2, dtype=torch.int32, device=q.device)
         paged_prefill(q, scratch, _no_tokens(1, 1, q), Chunks(starts, 1), window=window)
@@ -70,7 +71,7 @@ def warm_attention(
     return launches
 
 
-def _no_tokens(sequences: int, tokens: int, like: Tensor) -> Pages:
+def _no_tokens(sequences: int, tokens: int, like: Tensor, settled: bool = False) -> Pages:
     """Sequences of length 0 that a grid for `tokens` tokens serves."""
     blocks = torch.zeros(sequences, triton.cdiv(tokens, 16), dtype=torch.int32, device=like.device)
-    return Pages(blocks, torch.zeros(sequences, dtype=torch.int32, device=like.device), tokens)
+    return Pages(blocks, torch.zeros(sequences, dtype=torch.int32, device=like.device), tokens, settled)

@@ -85,6 +85,14 @@ def _parts(pairs: int, tokens: int, step: int, slots: int) -> int:
     return max(1, min(slots // max(pairs, 1), triton.cdiv(tokens, step), most))
 
 
+@triton.jit
+def prefetch(at):
+    """Fetch the lines at `at`, pointers, into the L2 cache."""
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [at.to(tl.int64)], dtype=tl.int32, is_pure=False, pack=1
+    )
+
+
 @triton.jit(do_not_specialize=["parts"])
 def _merge_kernel(
     part_output, part_weight, out, parts, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, DIM: tl.constexpr,

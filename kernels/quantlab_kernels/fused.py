@@ -36,7 +36,11 @@ def _quantize_row(y, codes, scales, row, column, inside, COLUMNS: tl.constexpr):
     largest = tl.max(tl.abs(y), 0)
     scale = tl.div_rn(largest, 127.5)
     scale = tl.where(scale == 0, 1.1920928955078125e-07, scale)
-    y = tl.minimum(tl.maximum(tl.div_rn(y, scale + tl.zeros_like(y)), -128.0), 127.0)
+    # y / scale to the last bit, as division does it: a quotient, and what is missing of it (Markstein 1990).
+    inverse = tl.div_rn(1.0, scale)
+    quotient = y * inverse
+    y = tl.fma(tl.fma(-quotient, scale + tl.zeros_like(y), y), inverse + tl.zeros_like(y), quotient)
+    y = tl.minimum(tl.maximum(y, -128.0), 127.0)
     # 1.5 * 2^23: what is left of the fraction is rounded, halves to even.
     y = (y + 12582912.0) - 12582912.0
     tl.store(codes + row * COLUMNS + column, y.to(tl.int8), inside)

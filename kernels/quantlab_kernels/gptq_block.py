@@ -39,11 +39,13 @@ def _gptq_block_kernel(
     here = (columns - 1).to(tl.int64) * rows + n
     w, step, zero = _load_column(wt, st, zt, here, ok, ZEROS)
     i = columns - 1
+    share = tl.load(inner + i * columns + column, column < i, 0.0)
     while i >= 0:
         # The column after this one, on its way meanwhile.
-        there = tl.maximum(i - 1, 0).to(tl.int64) * rows + n
+        after = tl.maximum(i - 1, 0)
+        there = after.to(tl.int64) * rows + n
         next_w, next_step, next_zero = _load_column(wt, st, zt, there, ok, ZEROS)
-        share = tl.load(inner + i * columns + column, column < i, 0.0)
+        next_share = tl.load(inner + after * columns + column, column < after, 0.0)
         wanted = tl.sum(tl.where((column == i)[:, None], left, 0.0), 0)
         # The bounds are whole numbers, so that the order of clamping and rounding is free. 1.5 * 2^23: what is left of
         # the fraction is rounded, halves to even.
@@ -53,7 +55,7 @@ def _gptq_block_kernel(
         tl.store(codes + here, code, ok)
         tl.store(errors + here, error, ok)
         left += share[:, None] * error[None, :]
-        w, step, zero, here = next_w, next_step, next_zero, there
+        w, step, zero, share, here = next_w, next_step, next_zero, next_share, there
         i -= 1
 
 

@@ -22,6 +22,7 @@ from quantlab_kernels.decode_parts import (
     launch_merge,
     plan_16bit,
     plan_int8,
+    prefetch,
 )
 from quantlab_kernels.kv_cache import KVCache, Pages, check_heads
 from quantlab_kernels.launch import has_pdl, require
@@ -36,19 +37,29 @@ def _decode_kernel(
     q, k_cache, v_cache, blocks, lengths, out, part_output, part_weight, scale, q_stride, table_stride, parts, window,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, DIM: tl.constexpr, ROWS: tl.constexpr,
     TOKENS: tl.constexpr, BLOCK_SIZE: tl.constexpr, STAGES: tl.constexpr, SPLIT: tl.constexpr, PDL: tl.constexpr,
+    SETTLED: tl.constexpr,
 ):  # fmt: skip
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
+        if not SETTLED:
+            tl.extra.cuda.gdc_wait()
     part, sequence = tl.program_id(0), tl.program_id(2)
     head, tile = tl.program_id(1) % KV_HEADS, tl.program_id(1) // KV_HEADS
-    n = tl.load(lengths + sequence)
+    n = tl.load(lengths + sequence, cache_modifier=".cg")
     first = tl.maximum(n - window, 0)
     span = tl.cdiv(tl.cdiv(n - first, parts), TOKENS) * TOKENS
     lo = first + part * span
     hi = tl.minimum(lo + span, n)
     row, channel, token = tile * ROWS + tl.arange(0, ROWS), tl.arange(0, DIM), tl.arange(0, TOKENS)
     row_ok, inside = row < GROUP, channel < HEAD_DIM
+    if SETTLED:
+        t = tl.maximum(tl.minimum(lo + token, n - 1), 0)
+        block = tl.load(blocks + sequence * table_stride + t // BLOCK_SIZE, n > 0, 0, cache_modifier=".cg").to(tl.int64)
+        line = ((block * KV_HEADS + head) * BLOCK_SIZE + t % BLOCK_SIZE) * HEAD_DIM
+        line = line[:, None] + tl.minimum(tl.arange(0, DIM // 64) * 64, HEAD_DIM - 1)[None, :]
+        prefetch(k_cache + line)
+        prefetch(v_cache + line)
+        tl.extra.cuda.gdc_wait()
     q_at = q + sequence.to(tl.int64) * q_stride + (head * GROUP + row)[:, None] * HEAD_DIM + channel[None, :]
     queries = tl.load(q_at, row_ok[:, None] & inside[None, :], 0.0)
     most = tl.full((ROWS,), -1e30, tl.float32)  # finite: a step of scores that are all -inf has weights 0, not NaN
@@ -138,7 +149,8 @@ def _launch_16bit(
         q.stride(0), pages.blocks.shape[1], plan.parts, scores[1],
         KV_HEADS=cache.kv_heads, GROUP=group, HEAD_DIM=head_dim, DIM=triton.next_power_of_2(head_dim), ROWS=rows,
         TOKENS=plan.tokens, BLOCK_SIZE=cache.block_size, STAGES=plan.stages, SPLIT=plan.parts > 1,
-        PDL=has_pdl(q), num_warps=plan.warps, num_stages=plan.stages, launch_pdl=plan.early and has_pdl(q),
+        PDL=has_pdl(q), SETTLED=plan.early and pages.settled and has_pdl(q), num_warps=plan.warps,
+        num_stages=plan.stages, launch_pdl=plan.early and has_pdl(q),
     )  # fmt: skip
 
 

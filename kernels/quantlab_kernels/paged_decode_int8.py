@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from quantlab_kernels.decode_parts import NO_WINDOW, Parts, Plan
+from quantlab_kernels.decode_parts import NO_WINDOW, Parts, Plan, prefetch
 from quantlab_kernels.kv_cache import KVCache, Pages
 from quantlab_kernels.launch import has_pdl
 
@@ -177,14 +177,15 @@ def _decode_int8_kernel(
     q, k_cache, v_cache, scales, blocks, lengths, out, part_output, part_weight, scale, q_stride, table_stride, parts,
     window, KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, DIM: tl.constexpr,
     HEADS: tl.constexpr, WARPS: tl.constexpr, BLOCK_SIZE: tl.constexpr, SPLIT: tl.constexpr, AHEAD: tl.constexpr,
-    WINDOW: tl.constexpr, ASSEMBLY: tl.constexpr, PDL: tl.constexpr,
+    WINDOW: tl.constexpr, ASSEMBLY: tl.constexpr, PDL: tl.constexpr, SETTLED: tl.constexpr,
 ):  # fmt: skip
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
+        if not SETTLED:
+            tl.extra.cuda.gdc_wait()
     part, sequence = tl.program_id(0), tl.program_id(2)
     head, group_at = tl.program_id(1) % KV_HEADS, tl.program_id(1) // KV_HEADS * HEADS
-    n = tl.load(lengths + sequence)
+    n = tl.load(lengths + sequence, cache_modifier=".cg")
     lowest = tl.maximum(n - window, 0)
     first = lowest // 16 * 16  # tiles are read whole
     STEP: tl.constexpr = WARPS * 32
@@ -195,6 +196,15 @@ def _decode_int8_kernel(
     # The table of an empty sequence may hold anything; its length, 0, is the number of a block that exists.
     table = tl.where(n > 0, blocks + sequence * table_stride, lengths + sequence)
     q_from = q + sequence.to(tl.int64) * q_stride + (head * GROUP + group_at) * HEAD_DIM
+    if SETTLED:
+        tile = tl.minimum(lo // 16 + tl.arange(0, 2 * WARPS), last)
+        block = tl.load(table + tile // (BLOCK_SIZE // 16), cache_modifier=".cg")
+        tile = ((block * KV_HEADS + head) * (BLOCK_SIZE // 16) + tile % (BLOCK_SIZE // 16)).to(tl.int64)
+        line = (tile * (4 * HEAD_DIM))[:, None] + tl.minimum(tl.arange(0, DIM // 8) * 32, 4 * HEAD_DIM - 1)[None, :]
+        prefetch(k_cache + line)
+        prefetch(v_cache + line)
+        prefetch(scales + tile * 32)
+        tl.extra.cuda.gdc_wait()
     if AHEAD:
         k, v, k_scale, v_scale = _load(
             k_cache, v_cache, scales, table, lo, last, head, KV_HEADS, HEAD_DIM, DIM, WARPS, BLOCK_SIZE
@@ -259,6 +269,7 @@ def launch_int8(
         KV_HEADS=cache.kv_heads, GROUP=group, HEAD_DIM=head_dim, DIM=triton.next_power_of_2(head_dim), HEADS=rows,
         WARPS=plan.warps, BLOCK_SIZE=cache.block_size, SPLIT=plan.parts > 1, AHEAD=head_dim <= 128,
         WINDOW=scores[1] < NO_WINDOW, ASSEMBLY=_has_assembly(q), PDL=has_pdl(q),
+        SETTLED=plan.early and pages.settled and has_pdl(q),
         num_warps=plan.warps, num_stages=1, launch_pdl=plan.early and has_pdl(q),
     )  # fmt: skip
 

@@ -13,8 +13,10 @@ from quantlab_kernels.launch import has_pdl, require, require_gpu
 
 # Columns that a draw sums before anything else, and that a program of it takes.
 BLOCK, DRAW_COLUMNS = 512, 4096
-# A row is cut into parts of this many columns or more, and into so many that about two programs a processor run.
-PART_COLUMNS, MOST_PARTS, PROGRAMS = 4096, 32, 264
+# A row is cut into parts of this many columns or more, but into no more than fill the GPU with programs: those of the
+# nucleus are one warp each, as its sums in 16 ways are then spread over columns alone.
+PART_COLUMNS, MOST_PARTS = 2048, 64
+PROGRAMS, WARP_PROGRAMS, WARP_COLUMNS = 264, 1584, 128
 # Floats from 0 to 2 are in the order of their 30 low bits; each pass over a row settles four of them, the last two.
 BITS, DIGIT = 30, 4
 WAYS = tl.constexpr(1 << DIGIT)
@@ -86,7 +88,7 @@ def _nucleus_kernel(
         limit = (below + way * tl.maximum(step, 1)).to(tl.float32, bitcast=True)
         acc = tl.zeros((WAYS, WIDTH), tl.float32)
         begin = part * span
-        for start in tl.range(begin, tl.minimum(begin + span, columns), WIDTH):
+        for start in tl.range(begin, tl.minimum(begin + span, columns), WIDTH, num_stages=4):
             column = start + tl.arange(0, WIDTH)
             p = tl.load(probabilities + row.to(tl.int64) * columns + column, column < columns, 0.0)
             acc += tl.where(p[None, :] > limit[:, None], p[None, :], 0.0)
@@ -141,7 +143,7 @@ def greatest(scores: Tensor) -> tuple[Tensor, Tensor]:
     value = torch.empty(rows, dtype=torch.float32, device=scores.device)
     token = torch.empty(rows, dtype=torch.int64, device=scores.device)
     if rows:
-        parts, pdl = _parts(rows, columns), has_pdl(scores)
+        parts, pdl = _parts(rows, columns, PROGRAMS), has_pdl(scores)
         span = triton.cdiv(triton.cdiv(columns, parts), 1024) * 1024
         best = torch.empty(rows, parts, dtype=torch.float32, device=scores.device)
         places = torch.empty(rows, parts, dtype=torch.int32, device=scores.device)
@@ -164,8 +166,8 @@ def nucleus_floor(probabilities: Tensor, top_p: Tensor) -> Tensor:
     below = torch.empty(2, rows, dtype=torch.int32, device=probabilities.device)
     if rows == 0:
         return below[0].view(torch.float32)
-    parts, pdl = _parts(rows, columns), has_pdl(probabilities)
-    span = triton.cdiv(triton.cdiv(columns, parts), BLOCK) * BLOCK
+    parts, pdl = _parts(rows, columns, WARP_PROGRAMS), has_pdl(probabilities)
+    span = triton.cdiv(triton.cdiv(columns, parts), WARP_COLUMNS) * WARP_COLUMNS
     sums = torch.empty(2, rows, parts, WAYS.value, dtype=torch.float32, device=probabilities.device)
     passes = triton.cdiv(BITS, DIGIT)
     for i in range(passes + 1):
@@ -174,7 +176,7 @@ def nucleus_floor(probabilities: Tensor, top_p: Tensor) -> Tensor:
         grid = (1 if i == passes else parts, rows)
         _nucleus_kernel[grid](
             probabilities, top_p, below[1 - i % 2], sums[1 - i % 2], below[i % 2], sums[i % 2], columns, span, step,
-            PARTS=parts, WIDTH=BLOCK, FIRST=i == 0, LAST=i == passes, PDL=pdl, num_warps=4, launch_pdl=pdl,
+            PARTS=parts, WIDTH=WARP_COLUMNS, FIRST=i == 0, LAST=i == passes, PDL=pdl, num_warps=1, launch_pdl=pdl,
         )  # fmt: skip
     return below[passes % 2].view(torch.float32)
 
@@ -202,9 +204,9 @@ def draw(probabilities: Tensor, uniforms: Tensor) -> Tensor:
     return tokens
 
 
-def _parts(rows: int, columns: int) -> int:
-    """Parts of a row, a power of two."""
-    wanted = min(triton.cdiv(PROGRAMS, rows), triton.cdiv(columns, PART_COLUMNS), MOST_PARTS)
+def _parts(rows: int, columns: int, programs: int) -> int:
+    """Parts of a row, a power of two, for about so many programs."""
+    wanted = min(triton.cdiv(programs, rows), triton.cdiv(columns, PART_COLUMNS), MOST_PARTS)
     return 1 << (max(wanted, 1).bit_length() - 1)
 
 

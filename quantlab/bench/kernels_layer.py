@@ -123,7 +123,7 @@ def make_step(sequences: int, tokens: int) -> Step:
     frequencies = 5e5 ** (-torch.arange(0, LLAMA.dim, 2, device="cuda") / LLAMA.dim)
     angles = torch.arange(tokens, device="cuda")[:, None] * frequencies
     positions = torch.full((sequences,), last, dtype=torch.int64, device="cuda")
-    return Step(Pages(blocks, lengths, tokens), slots, Rope(angles.cos(), angles.sin(), positions))
+    return Step(Pages(blocks, lengths, tokens, settled=True), slots, Rope(angles.cos(), angles.sin(), positions))
 
 
 def measure(sequences: int, tokens: int, int8: bool, read_tbs: float, costs: bool = True) -> Row:
@@ -151,12 +151,11 @@ def cache_bytes(sequences: int, tokens: int, int8: bool) -> int:
 
 def _time(x: Tensor, residual: Tensor, layers: list[Layer], step: Step, without: str) -> float:
     """Microseconds a layer; each takes what the layer before it gave."""
-    state = [x, residual]
+    state = (x, residual)
 
     def enqueue(i: int) -> None:
-        if i == 0:
-            state[:] = x, residual
-        state[:] = forward(*state, layers[i], step, without)
+        nonlocal state
+        state = forward(*(state if i else (x, residual)), layers[i], step, without)
 
     return graph_time(enqueue, len(layers)).median
 
