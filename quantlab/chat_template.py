@@ -5,11 +5,13 @@ template is code of strangers: jinja's sandbox keeps it from Python, but not fro
 in a process that it can kill. Knows nothing about processes, tokens or HTTP.
 """
 
+from __future__ import annotations
+
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from jinja2 import TemplateSyntaxError, nodes
 from jinja2.exceptions import TemplateError
@@ -18,7 +20,9 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from quantlab.errors import CheckpointError, UsageError
-from quantlab.text import Tokenizer
+
+if TYPE_CHECKING:
+    from quantlab.text import Tokenizer
 
 MAX_TEMPLATE_CHARS: Final = 1 << 20
 MAX_RENDERED_CHARS: Final = 16 << 20
@@ -42,8 +46,13 @@ def template_of(tokenizer: Tokenizer) -> TemplateSource | None:
         source = source.get("default")
     if not isinstance(source, str) or not source:
         return None
-    tokens = {name: str(token) for name, token in backend.special_tokens_map.items() if isinstance(token, str)}
-    return TemplateSource(source, tokens)
+    return TemplateSource(source, special_tokens_of(tokenizer))
+
+
+def special_tokens_of(tokenizer: Tokenizer) -> dict[str, str]:
+    """The special tokens that a template of this tokenizer may name."""
+    named = tokenizer.backend.special_tokens_map.items()
+    return {name: str(token) for name, token in named if isinstance(token, str)}
 
 
 class ChatTemplate:
