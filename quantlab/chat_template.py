@@ -56,7 +56,10 @@ def special_tokens_of(tokenizer: Tokenizer) -> dict[str, str]:
 
 
 class ChatTemplate:
-    """A compiled template; raises CheckpointError for one that is malformed or too large."""
+    """A compiled template; raises CheckpointError for one that is malformed or too large.
+
+    To compile one is to run it already: jinja computes what is constant, `'x' * 9999999999` included.
+    """
 
     def __init__(self, template: TemplateSource):
         if len(template.source) > MAX_TEMPLATE_CHARS:

@@ -21,7 +21,7 @@ LOOP = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% end
 TEMPLATE = TemplateSource(
     "{{ bos_token }}{% for m in messages %}"
     "{% if m.content == 'hang' %}" + LOOP + "{% endif %}"
-    "{% if m.content == 'swell' %}{{ ('x' * 9999999999) | length }}{% endif %}"
+    "{% if m.content == 'swell' %}{{ ('x' * (m.content | length * 2000000000)) | length }}{% endif %}"
     "{{ m.role }}: {{ m.content }}\n{% endfor %}{{ extra | default('') }}",
     {"bos_token": "<s>"},
 )
@@ -85,6 +85,16 @@ def test_a_template_that_wants_too_much_memory_is_refused() -> None:
         assert pid(process.sandbox) == before, "without being killed"
 
     with_template(use)
+
+
+def test_a_template_that_wants_too_much_memory_when_it_is_compiled_is_refused() -> None:
+    """jinja computes what is constant once, at the start: that, too, must not happen in the server."""
+
+    async def use(process: TemplateProcess) -> None:
+        with pytest.raises(QuantlabError):
+            await process.render(said("x"))
+
+    with_template(use, TemplateSource("{{ ('x' * 9999999999) | length }}"))
 
 
 def test_refusals_and_faults_of_the_template_come_back_as_they_are() -> None:
