@@ -104,7 +104,7 @@ class Reference:
 def draw_work(ids: Sequence[int], count: int, longest: int, tokens: int) -> list[Work]:
     """Pieces of a text, of lengths spread evenly over magnitudes from 1 to `longest`; a third begin as others do.
 
-    A quarter are to be continued by `tokens` tokens, the rest by an eighth of that.
+    Half are to be continued by `tokens` tokens, half by an eighth of that.
     """
     source = random.Random(0)
     works: list[Work] = []
@@ -113,7 +113,7 @@ def draw_work(ids: Sequence[int], count: int, longest: int, tokens: int) -> list
         start = source.randrange(len(ids) - length)
         own = tuple(ids[start : start + length])
         shared = works[source.randrange(number)].prompt[: longest // 2] if number % 3 == 2 else ()
-        works.append(Work((shared + own)[:longest], tokens if number % 4 == 0 else max(1, tokens // 8)))
+        works.append(Work((shared + own)[:longest], tokens if number % 2 == 0 else max(1, tokens // 8)))
     return works
 
 

@@ -120,6 +120,8 @@ class Scheduler:
             assert sequence.computed <= len(sequence.block_ids) * self._info.block_size
             assert sequence.computed <= sequence.length + sequence.pending <= self._info.max_model_len
         assert self.waiting.tokens == sum(sequence.length for sequence in self.waiting)
+        for sequence in self.waiting:
+            assert sequence.slot is None and not sequence.block_ids and not sequence.computed
 
     def _continue(self) -> None:
         """Give tokens to the sequences that run: to those that lack one first."""
@@ -165,9 +167,10 @@ class Scheduler:
     def _admit(self) -> None:
         """Give slots, blocks and tokens to those that wait, strictly in turn: nobody passes a long prompt by."""
         while self._budget and (sequence := self.waiting.peek()) is not None:
-            # What was sampled for it before it lost its blocks is still on the device, or it has just lost them.
-            if sequence.pending or sequence.order in self._sent_back or not self._fits(sequence):
+            # Who has just lost its blocks waits a step: what was computed in them is not read back yet.
+            if sequence.order in self._sent_back or not self._fits(sequence):
                 break
+            assert not sequence.pending, "a token that only the device knows belongs to a slot that is gone"
             self.waiting.pop()
             self._take_slot(sequence)
             self._compute(sequence, min(self._budget, sequence.length - sequence.computed))

@@ -8,7 +8,7 @@ import pytest
 from quantlab.bench.parity import BLOCK, SMALL_POOL, Ids, Mode, Reference, Work, build, compare, draw_work, modes
 from quantlab.text import load_tokenizer
 
-PROMPTS, LONGEST, TOKENS = 64, 100, 40
+PROMPTS, LONGEST, TOKENS = 64, 100, 24
 FEW_BLOCKS = 12  # these texts are too short to fill SMALL_POOL
 MODES = {mode.name: mode for mode in modes("float32", PROMPTS, in_flight=(1, 5, 64))}
 

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from quantlab.errors import UsageError
+from quantlab.runtime.batch import Batch
 from quantlab.runtime.request import Grammar, Request
 from tests.runtime.scripted import EOS, ask, bench, expected, prompts
 
@@ -247,7 +248,7 @@ def test_an_id_may_be_used_again_while_its_old_step_is_under_way() -> None:
 
 @pytest.mark.parametrize("overlap", [False, True])
 def test_wrong_numbers_end_their_request_alone_and_are_not_reused(overlap: bool) -> None:
-    run = bench(overlap, fails=frozenset({"bad"}))
+    run = bench(overlap, fails=frozenset({"bad"}), changes={"max_batch_tokens": 8})  # in pieces, the first of them fine
     others = many(4)
     run.add(ask("bad", tuple(range(1, 18))), *others)
     run.run()
@@ -325,7 +326,14 @@ class Traffic(RuleBasedStateMachine):
     @rule(steps=st.integers(1, 6))
     def step(self, steps: int) -> None:
         for _ in range(steps):
+            before, launched = self.run.engine.stats().preemptions, len(self.run.runner.batches)
             self.run.step()
+            if self.run.engine.stats().preemptions > before and len(self.run.runner.batches) > launched:
+                self.check_admitted(self.run.runner.batches[-1])
+
+    def check_admitted(self, batch: Batch) -> None:
+        """Nobody comes in while others have to leave."""
+        assert not batch.admitted
 
     @invariant()
     def adds_up(self) -> None:
@@ -353,12 +361,17 @@ class PriorityTraffic(Traffic):
     def start(self, overlap: bool, policy: str) -> None:
         super().start(overlap, "priority")
 
+    def check_admitted(self, batch: Batch) -> None:
+        """Who comes in matters more than who had to leave, and never is one of them."""
+        left = {sequence.order for sequence in self.run.scheduler.waiting if sequence.preemptions}
+        assert not left & {sequence.order for sequence in batch.admitted}
 
-class PlainTraffic(Traffic):
+
+class PlainTraffic(PriorityTraffic):
     """The same, each step read back before the next is scheduled."""
 
     def start(self, overlap: bool, policy: str) -> None:
-        super().start(False, "priority")
+        super().start(False, policy)
 
 
 TestTraffic, TestPriorityTraffic, TestPlainTraffic = Traffic.TestCase, PriorityTraffic.TestCase, PlainTraffic.TestCase

@@ -120,6 +120,22 @@ def test_who_matters_more_takes_the_place_of_who_matters_least(short_of: dict[st
     run.assert_as_alone(*low, high)
 
 
+def test_who_gives_way_does_not_come_back_in_the_same_step_even_if_there_is_room() -> None:
+    run = bench(policy="priority", changes={"num_blocks": 16, "max_batch_tokens": 16})
+    small, large = ask("small", (1,) * 12, 1, max_tokens=4), ask("large", (2,) * 36, 1, max_tokens=4)
+    run.add(small, large)
+    for _ in range(4):
+        run.step()
+    high = ask("high", (3,) * 32, 0, max_tokens=4)
+    run.add(high)
+    run.step()
+    assert run.scheduler.pool.free >= 4 + 1
+    assert [sequence.request.request_id for sequence in run.runner.batches[-1].admitted] == ["high"]
+    assert run.engine.stats().preemptions == 2
+    run.run()
+    run.assert_as_alone(small, large, high)
+
+
 def test_who_matters_as_much_displaces_nobody() -> None:
     run = bench(policy="priority", changes={"max_num_seqs": 1})
     run.add(ask("a", (1, 2), 1, max_tokens=9, ignore_eos=True))
