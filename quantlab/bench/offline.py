@@ -5,8 +5,10 @@ throughput are cases of their own. transformers serves the same shapes in the sa
 """
 
 import argparse
+import gc
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -26,9 +28,10 @@ from quantlab.bench.offline_run import (
     time_prefill,
     time_workload,
 )
+from quantlab.bench.random_folder import write_folder
 from quantlab.bench.random_source import SCHEMES, SHAPES, RandomSource, random_config
 from quantlab.runtime.backend import choose_backend
-from quantlab.runtime.build import Identity, engine_of
+from quantlab.runtime.build import Identity, build_engine, engine_of
 from quantlab.runtime.engine import Engine
 from quantlab.runtime.options import EngineOptions
 from quantlab.runtime.sizes import limits_of
@@ -59,10 +62,10 @@ class Bench:
         self.arguments = arguments
         self.rows: list[dict[str, Any]] = []
         self.gpu = torch.cuda.is_available() and arguments.device != "cpu"
-        self.copy_tbs = 0.0
+        self.read_tbs = 0.0
         if self.gpu:
             ceilings = measure_ceilings()
-            self.copy_tbs = ceilings.copy_tbs
+            self.read_tbs = max(ceilings.copy_tbs, ceilings.read_tbs)
             self.write({"case": "ceilings"} | asdict(ceilings) | environment())
 
     def write(self, row: dict[str, Any]) -> None:
@@ -75,7 +78,7 @@ class Bench:
 
     def run(self) -> None:
         """Every setup in turn, weights made once for each scheme, then transformers."""
-        setups = parse_setups(self.arguments.setups)
+        setups = parse_setups(self.arguments.setups) if self.arguments.setups else []
         for scheme, head in dict.fromkeys((setup.scheme, setup.int8_head) for setup in setups):
             begin = time.perf_counter()
             options = self.options("auto", head)
@@ -99,8 +102,23 @@ class Bench:
                     release()
             del weights
             release()
+        for scheme in filter(None, self.arguments.load.split(",")):
+            self.load(scheme)
         for baseline in filter(None, self.arguments.baselines.split(",")):
             self.baseline(baseline)
+
+    def load(self, scheme: str) -> None:
+        """Seconds from a folder to an engine that is ready, twice: as restarts do, the second finds kernels compiled."""
+        device = torch.device("cuda" if self.gpu else "cpu")
+        with tempfile.TemporaryDirectory() as parent:
+            folder = Path(parent) / "model"
+            size = write_folder(folder, self.arguments.shape, SCHEMES[scheme], device)
+            for attempt in ("first", "again"):
+                release()
+                engine = build_engine(folder, self.options("auto", False))
+                row = {"bytes": size, "start_s": engine.info.startup_seconds, "attempt": attempt}
+                self.write({"setup": scheme, "case": "load"} | row)
+                del engine
 
     def options(self, kv: str, int8_head: bool) -> EngineOptions:
         """What the engine is built with; no two prompts are alike, so there is no prefix to find."""
@@ -119,12 +137,12 @@ class Bench:
         cases = self.arguments.cases.split(",")
         shapes = [("decode", 1, c) for c in (128, 2048)] + [("batch", s, 1024) for s in (8, 32, 64)]
         for case, sequences, context in shapes:
-            if case in cases and sequences <= info.max_num_seqs:
+            if case in cases and sequences <= info.max_num_seqs and context + 256 <= info.max_model_len:
                 steps = self.arguments.steps
                 found = time_decode(engine, prompts, sequences, context, steps)
                 row = asdict(found) | {"tokens_per_second": found.tokens_per_second}
                 if self.gpu:
-                    floor = step_bytes(weights, sequences, context, token_bytes) / (self.copy_tbs * 1e12)
+                    floor = step_bytes(weights, sequences, context, token_bytes) / (self.read_tbs * 1e12)
                     row |= {"floor_seconds": floor, "of_floor": floor / found.step_seconds}
                 self.write({"setup": setup.name, "case": case} | row)
         other: dict[str, Callable[[], None]] = {
@@ -140,7 +158,7 @@ class Bench:
     def profile(self, setup: Setup, engine: Engine, prompts: Prompts) -> None:
         """What the device does in decode steps."""
         for sequences, context in ((1, 128), (64, 1024)):
-            if self.gpu and sequences <= engine.info.max_num_seqs:
+            if self.gpu and sequences <= engine.info.max_num_seqs and context + 256 <= engine.info.max_model_len:
                 found = profile_decode(engine, prompts, sequences, context)
                 top = dict(sorted(found.kernels.items(), key=lambda item: -item[1][0])[:14])
                 row = {"sequences": sequences, "context": context, "idle": found.idle, "step_us": found.step_us}
@@ -199,6 +217,7 @@ def parse_workloads(text: str) -> list[tuple[int, int, int]]:
 
 def release() -> None:
     """Give unused device memory back, so that the next engine can measure it as free."""
+    gc.collect()  # an engine's parts know each other
     if torch.cuda.is_available():
         torch.cuda.synchronize()
         torch.cuda.empty_cache()
@@ -224,6 +243,8 @@ def summary(rows: Sequence[dict[str, Any]]) -> str:
         elif kind == "profile":
             what = f"{row['sequences']} x {row['context']}"
             lines.append(f"{row['setup']}: {what}: device idle {row['idle']:.1%} of {row['step_us']:.0f} us a step")
+        elif kind == "load":
+            lines.append(f"{row['setup']}: {row['attempt']} start from a folder: {row['start_s']:.1f} s")
         elif kind == "build":
             lines.append(f"{row['setup']}: weights {row['weights_s']:.1f} s, ready after {row['start_s']:.1f} s more")
     return "\n".join(lines)
@@ -238,6 +259,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--workloads", default=WORKLOADS)
     made.add_argument("--baselines", default="", help="static, continuous or both, by commas")
     made.add_argument("--baseline-workloads", default="128/128x64")
+    made.add_argument("--load", default="", help="schemes whose start from a folder is timed")
     made.add_argument("--device", default="auto")
     made.add_argument("--max-model-len", type=int, default=16384)
     made.add_argument("--max-num-seqs", type=int)

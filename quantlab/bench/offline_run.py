@@ -70,23 +70,32 @@ class Prompts:
 
 
 def time_decode(engine: Engine, prompts: Prompts, sequences: int, context: int, steps: int) -> Decode:
-    """The median step once all sequences decode; the context grows by a token a step around `context`."""
-    prompt = max(1, context - WARM_STEPS - steps // 2)
-    _add(engine, prompts.requests(sequences, prompt, 2 * WARM_STEPS + steps + 4))
-    started: set[str] = set()
-    while len(started) < sequences:
-        started |= {event.request_id for event in engine.step()}
-    for _ in range(WARM_STEPS):
-        engine.step()
+    """The median step once all sequences decode; their mean context is `context` in the middle of the steps."""
+    start_decode(engine, prompts, sequences, context, steps)
     times, before = [], time.perf_counter()
     for _ in range(steps):
         engine.step()
         now = time.perf_counter()
         times.append(now - before)
         before = now
+    assert engine.stats().running == sequences, "a sequence ended while steps were timed"
     run_out(engine)
     # The mean would count a step that the host lost; the median of many is what a reader waits for.
     return Decode(sequences, context, sorted(times)[len(times) // 2])
+
+
+def start_decode(engine: Engine, prompts: Prompts, sequences: int, context: int, steps: int) -> None:
+    """Bring `sequences` as far that each decodes, for `steps` steps at least, and warm up."""
+    filling = (
+        sequences * context // engine.info.max_batch_tokens + 2
+    )  # steps that the first ones decode before the last
+    prompt = max(1, context - WARM_STEPS - (steps + filling) // 2)
+    _add(engine, prompts.requests(sequences, prompt, 2 * (WARM_STEPS + filling) + steps))
+    started: set[str] = set()
+    while len(started) < sequences:
+        started |= {event.request_id for event in engine.step()}
+    for _ in range(WARM_STEPS):
+        engine.step()
 
 
 def time_first_token(engine: Engine, prompts: Prompts, prompt: int, repeats: int = 3) -> float:
@@ -138,12 +147,7 @@ class Profile:
 
 def profile_decode(engine: Engine, prompts: Prompts, sequences: int, context: int, steps: int = 12) -> Profile:
     """The device's own account of `steps` decode steps; idle is what no kernel covers from the first to the last."""
-    _add(engine, prompts.requests(sequences, context, 3 * WARM_STEPS + steps))
-    started: set[str] = set()
-    while len(started) < sequences:
-        started |= {event.request_id for event in engine.step()}
-    for _ in range(WARM_STEPS):
-        engine.step()
+    start_decode(engine, prompts, sequences, context, steps)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
         for _ in range(steps):
             engine.step()

@@ -13,7 +13,7 @@ from quantlab.runtime.options import EngineOptions
 from quantlab.runtime.runner import ModelRunner
 from quantlab.runtime.sampler import Sampler
 from quantlab.runtime.sizes import Sizes
-from quantlab.runtime.step import StepBuilder
+from quantlab.runtime.step_builder import StepBuilder
 from quantlab.runtime.weights import Weights
 
 

@@ -8,7 +8,7 @@ import torch
 from quantlab.errors import UnsupportedModel
 from quantlab.log import logger
 from quantlab.models.config import ModelConfig
-from quantlab.runtime.graphs import DecodeGraphs
+from quantlab.runtime.graphs import Reach, StepGraphs, mixed_frames
 from quantlab.runtime.linears import Linear, RawLinear
 from quantlab.runtime.linears_cuda import make_int8_head, make_linear, warm_linears
 from quantlab.runtime.operations_cuda import CudaOperations
@@ -16,7 +16,7 @@ from quantlab.runtime.options import EngineOptions
 from quantlab.runtime.runner import ModelRunner
 from quantlab.runtime.sampler import Sampler
 from quantlab.runtime.sizes import Sizes
-from quantlab.runtime.step import StepBuilder
+from quantlab.runtime.step_builder import StepBuilder
 from quantlab.runtime.weights import Weights
 from quantlab_kernels.attention_warmup import Limits, warm_attention
 from quantlab_kernels.kv_cache import HEAD_DIMS, Rope, split_qkv
@@ -25,6 +25,8 @@ from quantlab_kernels.paged_decode import choose_plan
 LOG = logger(__name__)
 # Numbers of tokens whose kernels are compiled before serving: all small ones, then steps of this.
 DENSE_TOKENS, TOKEN_STEP = 320, 16
+# Longer sequences beside pieces of prompts over an INT8 cache are launched one by one: widening works by the length.
+MIXED_INT8_TOKENS = 4096
 
 
 class CudaBackend:
@@ -56,14 +58,14 @@ class CudaBackend:
         runner = ModelRunner(weights, operations, builder, sampler)
         self._warm(weights, operations, sizes)
         if self._graphs:
-            graphs = self._capture(runner, operations, weights.config, sizes)
-            runner.graphs = graphs
+            runner.graphs = self._capture(runner, operations, weights.config, sizes)
         return runner
 
     @torch.inference_mode()
     def _warm(self, weights: Weights, operations: CudaOperations, sizes: Sizes) -> None:
         config, most = weights.config, sizes.max_batch_tokens
-        counts = [*range(1, min(most, DENSE_TOKENS) + 1), *range(DENSE_TOKENS, most + 1, TOKEN_STEP), most]
+        counts = {*range(1, min(most, DENSE_TOKENS) + 1), *range(DENSE_TOKENS, most + 1, TOKEN_STEP), most}
+        counts |= {frame.tokens for frame in mixed_frames(sizes.max_num_seqs, most)}
         first = weights.blocks[0]
         compiled = warm_linears([first.qkv, first.o, first.gate_up, first.down, weights.head], counts)
         q, k, _ = self._queries(config)
@@ -74,7 +76,7 @@ class CudaBackend:
 
     def _capture(
         self, runner: ModelRunner, operations: CudaOperations, config: ModelConfig, sizes: Sizes
-    ) -> DecodeGraphs:
+    ) -> StepGraphs:
         q = self._queries(config)[0]
         cache = operations.caches[0]
         windows = sorted(set(config.windows), key=str)
@@ -82,9 +84,11 @@ class CudaBackend:
         def cut(size: int, length: int) -> object:
             return tuple(choose_plan(q, cache, size, length, window) for window in windows)
 
-        most = min(sizes.max_num_seqs, sizes.max_batch_tokens)
-        graphs = DecodeGraphs(runner.forward, runner.builder, cut, most, sizes.max_model_len)
-        LOG.info("captured %d decode graphs", graphs.capture())
+        most, longest = min(sizes.max_num_seqs, sizes.max_batch_tokens), sizes.max_model_len
+        mixed = min(longest, MIXED_INT8_TOKENS) if sizes.int8_kv else longest
+        reach = Reach(most, sizes.max_batch_tokens, longest, mixed, cut)
+        graphs = StepGraphs(runner.forward, runner.builder, reach)
+        LOG.info("captured %d graphs", graphs.capture())
         return graphs
 
     def _queries(self, config: ModelConfig) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -96,8 +100,9 @@ class CudaBackend:
 
 def make_backend(device: torch.device, dtype: torch.dtype, options: EngineOptions) -> CudaBackend:
     """The GPU `device`, current from now on: kernels are launched on the current one."""
-    torch.cuda.set_device(device)
-    return CudaBackend(torch.device("cuda", torch.cuda.current_device()), dtype, options)
+    index = torch.cuda.current_device() if device.index is None else device.index
+    torch.cuda.set_device(index)
+    return CudaBackend(torch.device("cuda", index), dtype, options)
 
 
 def check_heads(config: ModelConfig) -> None:

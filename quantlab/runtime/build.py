@@ -68,8 +68,9 @@ def engine_of(
     """An engine for weights that are on the device already."""
     config = weights.config
     limits = limits_of(options, config, backend.device)
+    # Before free memory is measured: it keeps what penalties need for every sequence.
+    sampler = Sampler(config.vocab_size, limits.max_num_seqs, backend.device, identity.eos_token_ids, grammars)
     sizes = sizes_of(options, limits, config, (backend.device, backend.dtype))
-    sampler = Sampler(config.vocab_size, sizes.max_num_seqs, backend.device, identity.eos_token_ids, grammars)
     runner = backend.runner(weights, sizes, sampler)
     info = engine_info(weights, backend, sizes, identity, time.perf_counter() - begin)
     # A CPU computes a step before its launch returns, so there is nothing to overlap.

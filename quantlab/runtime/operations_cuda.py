@@ -64,14 +64,16 @@ class _Attention:
 
     def __init__(self, operations: CudaOperations, weights: Weights, step: Step):
         self._config, self._caches, self._step = weights.config, operations.caches, step
-        width = -(-step.max_length // operations.block_size)
+        width = -(-step.max_length // (4 * operations.block_size)) * 4  # rows of whole vectors of 16 bytes
         tables = operations.tables[:, :width].index_select(0, step.slots)
         singles = step.singles
         self._decode = self._prefill = None
         if singles:
             self._decode = Pages(tables[:singles], step.lengths[:singles], step.max_single_length)
         if singles < step.lengths.shape[0]:
-            self._prefill = Pages(tables[singles:], step.lengths[singles:], step.max_length)
+            # A view that begins at another alignment would be another kernel to compile.
+            lengths = step.lengths[singles:].clone() if singles % 4 else step.lengths[singles:]
+            self._prefill = Pages(tables[singles:], lengths, step.max_length)
             self._chunks = Chunks(step.starts[singles:] - singles, step.longest)
         self._rope = Rope(weights.cos, weights.sin, step.positions)
 
@@ -87,7 +89,8 @@ class _Attention:
         if self._prefill is None:
             assert self._decode is not None
             return paged_decode(q, cache, self._decode, window=window).flatten(1)
-        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        # Tokens that only fill a graph's frame belong to no sequence: nobody writes what they attend to.
+        out = torch.zeros(q.shape, dtype=q.dtype, device=q.device)
         if self._decode is not None:
             paged_decode(q[:singles], cache, self._decode, window=window, out=out[:singles])
         paged_prefill(q[singles:], cache, self._prefill, self._chunks, window=window, out=out[singles:])

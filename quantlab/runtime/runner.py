@@ -16,7 +16,8 @@ from quantlab.runtime.forward import Operations, hidden_states
 from quantlab.runtime.logprobs import LogprobTensors, read_logprobs, token_logprobs
 from quantlab.runtime.request import TokenLogprobs
 from quantlab.runtime.sampler import Sampler
-from quantlab.runtime.step import Step, StepBuilder, Wanted, prompt_targets, wanted_rows
+from quantlab.runtime.step import Step, Wanted, prompt_targets, wanted_rows
+from quantlab.runtime.step_builder import StepBuilder
 from quantlab.runtime.weights import Weights
 
 

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from quantlab.checkpoint.model_folder import ModelFolder
 from quantlab.checkpoint.packed import from_disk
-from quantlab.checkpoint.reader import TensorReader
+from quantlab.checkpoint.reader import all_finite, read_tensor
+from quantlab.errors import CheckpointError
 from quantlab.models.config import ModelConfig
 from quantlab.models.naming import has_bias, linear_shapes
 from quantlab.runtime.linears import RawLinear
@@ -23,11 +24,19 @@ class FolderSource:
         self.dtype, self.device = dtype, device
         self._schemes = folder.schemes
         self._shapes = linear_shapes(folder.config)
-        self._reader = TensorReader(folder.checkpoint)
+        self._tensors = folder.checkpoint.tensors
 
     def tensor(self, name: str) -> Tensor:
         """A float tensor by its full name."""
-        return self._reader.tensor(name).to(self.device, self.dtype)
+        return self._read(name).to(self.dtype)
+
+    def _read(self, name: str) -> Tensor:
+        """The tensor as stored, on the device, where it is also checked: a CPU takes longer over a large one."""
+        info = self._tensors[name]
+        tensor = read_tensor(info).to(self.device)
+        if tensor.is_floating_point() and not all_finite(tensor):
+            raise CheckpointError("holds NaN or Inf", where=f"{info.file}: tensor {name}")
+        return tensor
 
     def linear(self, module: str) -> RawLinear:
         """A linear by its full module name."""
@@ -37,7 +46,7 @@ class FolderSource:
         bias = self.tensor(f"{module}.bias") if biased else None
         if scheme is None:
             return RawLinear(self.tensor(f"{module}.weight"), None, bias)
-        q = from_disk(module, scheme, self._shapes[module], lambda name: self._reader.tensor(name).to(self.device))
+        q = from_disk(module, scheme, self._shapes[module], self._read)
         # The product of scales and codes is taken as checkpoint.load takes it, which says why.
         scales = q.scales.to(self.dtype) if scheme.symmetric else q.scales
         return RawLinear(QuantizedWeight(q.codes, scales, q.zeros, q.group_size), scheme, bias)

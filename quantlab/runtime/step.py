@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quantlab.runtime.batch import Batch, Slice
+from quantlab.runtime.batch import Slice
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,111 +42,6 @@ class Step:
     def tokens(self) -> int:
         """T."""
         return self.ids.shape[0]
-
-
-@dataclass(frozen=True, slots=True)
-class Padding:
-    """What fills a step up to `tokens` tokens and as many slices of one token; `slot` belongs to no sequence."""
-
-    tokens: int
-    slot: int
-
-
-class StepBuilder:
-    """Turns batches into steps, and keeps on the device which blocks each sequence slot has.
-
-    A sequence's `block_ids` may only grow while it holds a slot. Row `max_num_seqs` of `tables` is for padding.
-    """
-
-    def __init__(self, max_num_seqs: int, max_blocks: int, block_size: int, device: torch.device):
-        self.block_size = block_size
-        self.device = device
-        self.tables = torch.zeros(max_num_seqs + 1, max_blocks, dtype=torch.int32, device=device)
-        self._known = [0] * max_num_seqs
-
-    def build(self, batch: Batch, rows: Items[int], padding: Padding | None = None, into: Tensor | None = None) -> Step:
-        """The step of `batch`; `rows` as in Step, counted in the batch's own order. With `into`, the vector that a
-        graph reads takes it."""
-        for sequence in batch.admitted:
-            assert sequence.slot is not None
-            self._known[sequence.slot] = 0
-        self._update_tables(batch.slices)
-        slices, rows = singles_first(batch.slices, rows)
-        packed, tokens = self._pack(slices, rows, padding)
-        host = torch.tensor(packed, dtype=torch.int64, pin_memory=self.device.type == "cuda")
-        vector = host.to(self.device, non_blocking=True) if into is None else into.copy_(host, non_blocking=True)
-        ends = [part.start + part.count for part in slices]
-        singles = sum(part.count == 1 for part in slices)
-        shape = StepShape(
-            tokens,
-            len(slices) if padding is None else padding.tokens,
-            singles if padding is None else padding.tokens,
-            max(part.count for part in slices),
-            max(ends),
-            max(ends[:singles], default=0),
-            padding is not None or list(rows) == list(range(tokens)),
-        )
-        return unpack(vector, shape)
-
-    def _pack(self, slices: Items[Slice], rows: Items[int], padding: Padding | None) -> tuple[list[int], int]:
-        """The vector, and T."""
-        ids: list[int] = []
-        positions: list[int] = []
-        places: list[int] = []
-        starts = [0]
-        for part in slices:
-            self._pack_tokens(part, ids)
-            positions += range(part.start, part.start + part.count)
-            places += self._places(part)
-            starts.append(len(ids))
-        slots = [_slot(part) for part in slices]
-        lengths = [part.start + part.count for part in slices]
-        more = 0 if padding is None else padding.tokens - len(ids)
-        assert more >= 0 and (padding is None or starts == list(range(len(starts))))
-        if padding is not None:
-            ids += [0] * more
-            positions += [0] * more
-            places += [-1] * more
-            slots += [padding.slot] * more
-            lengths += [0] * more
-            starts += range(len(starts), padding.tokens + 1)
-            rows = [*rows, *range(len(rows), padding.tokens)]
-        return ids + positions + places + slots + lengths + starts + list(rows), len(ids)
-
-    def _pack_tokens(self, part: Slice, ids: list[int]) -> None:
-        sequence, end = part.sequence, part.start + part.count
-        prompt, known = sequence.prompt_length, min(end, sequence.length)
-        if part.start < prompt:
-            ids += sequence.request.prompt_ids[part.start : min(known, prompt)]
-        if known > prompt:
-            ids += sequence.output_ids[max(part.start - prompt, 0) : known - prompt]
-        if end > known:
-            assert end == known + 1, "only the newest token may be unknown to the host"
-            ids.append(-1 - _slot(part))
-
-    def _places(self, part: Slice) -> list[int]:
-        """Where each token's keys and values go."""
-        size, blocks = self.block_size, part.sequence.block_ids
-        if part.count == 1:
-            return [blocks[part.start // size] * size + part.start % size]
-        return [blocks[at // size] * size + at % size for at in range(part.start, part.start + part.count)]
-
-    def _update_tables(self, slices: Items[Slice]) -> None:
-        """Tell the device which blocks sequences have got since it was last told."""
-        width = self.tables.shape[1]
-        at: list[int] = []
-        blocks: list[int] = []
-        for part in slices:
-            slot, owned = _slot(part), part.sequence.block_ids
-            known = self._known[slot]
-            if known < len(owned):
-                at += range(slot * width + known, slot * width + len(owned))
-                blocks += owned[known:]
-                self._known[slot] = len(owned)
-        if at:
-            host = torch.tensor([at, blocks], dtype=torch.int64, pin_memory=self.device.type == "cuda")
-            pair = host.to(self.device, non_blocking=True)
-            self.tables.view(-1).index_copy_(0, pair[0], pair[1].to(torch.int32))
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,22 +79,36 @@ def unpack(vector: Tensor, shape: StepShape) -> Step:
     )
 
 
-def singles_first(slices: Items[Slice], rows: Items[int]) -> tuple[Items[Slice], Items[int]]:
-    """The slices with those of one token in front, and where `rows` of the given order lie then."""
-    ordered = sorted(slices, key=lambda part: part.count > 1)
-    if all(a is b for a, b in zip(slices, ordered, strict=True)):
-        return slices, rows
-    begin, places = 0, {}
-    for part in ordered:
-        places[id(part)] = begin
-        begin += part.count
-    moved = [places[id(part)] + i for part in slices for i in range(part.count)]
-    return ordered, [moved[row] for row in rows]
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """The fixed sizes of steps that a graph computes: slices of one token, longer ones, and the tokens of these.
 
+    What a batch does not fill is padding. Logits are those of every single and of the last token of every chunk.
+    """
 
-def vector_size(tokens: int) -> int:
-    """Entries of the vector of a step of `tokens` slices of one token, all of whose logits are wanted."""
-    return 3 * tokens + 3 * tokens + 1 + tokens
+    singles: int
+    chunks: int = 0
+    chunk_tokens: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """T."""
+        return self.singles + self.chunk_tokens
+
+    @property
+    def slices(self) -> int:
+        """S, and R."""
+        return self.singles + self.chunks
+
+    @property
+    def vector_size(self) -> int:
+        """Entries of the step's vector."""
+        return 3 * self.tokens + 4 * self.slices + 1
+
+    def shape(self, length: int) -> StepShape:
+        """The shape of such steps for sequences of up to `length` tokens."""
+        longest = max(self.chunk_tokens, 1)
+        return StepShape(self.tokens, self.slices, self.singles, longest, length, length, every_row=not self.chunks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,9 +142,3 @@ def prompt_targets(part: Slice) -> tuple[tuple[int, ...], int]:
     """The prompt tokens that a slice's positions predict, and how many likelier ones were asked for beside them."""
     request = part.sequence.request
     return request.prompt_ids[part.start + 1 : part.start + part.count + 1], request.params.prompt_logprobs or 0
-
-
-def _slot(part: Slice) -> int:
-    slot = part.sequence.slot
-    assert slot is not None, "a slice of a sequence that holds no slot"
-    return slot

@@ -12,15 +12,17 @@ from quantlab.checkpoint.model_folder import open_model
 from quantlab.cli.app import main
 from quantlab.errors import UnsupportedModel
 from quantlab.runtime.backend_cuda import CudaBackend, check_heads
+from quantlab.runtime.batch import Batch, Slice
 from quantlab.runtime.build import build_engine
-from quantlab.runtime.graphs import LADDER, cut_lengths, ladder
+from quantlab.runtime.graphs import CHUNKS, LADDER, cut_lengths, ladder, mixed_frames
 from quantlab.runtime.operations_cuda import CudaOperations
 from quantlab.runtime.options import EngineOptions
 from quantlab.runtime.request import Request, SamplingParams
 from quantlab.runtime.runner import ModelRunner
 from quantlab.runtime.sampler import Sampler
 from quantlab.runtime.source import FolderSource
-from quantlab.runtime.step import StepBuilder
+from quantlab.runtime.step import Frame, unpack
+from quantlab.runtime.step_builder import StepBuilder
 from quantlab.runtime.weights import Weights, build_weights
 from tests.runtime.steps import batch, sequence, tiny_model
 
@@ -65,6 +67,25 @@ def test_chunks_and_single_tokens_give_the_logits_of_the_model(name: str, int8_k
     assert relative_rmse(got.cpu(), exact[[16, 17, 17, 18, 18]]) < (0.02 if int8_kv else 0.003)
 
 
+@torch.inference_mode()
+def test_padding_to_a_frame_changes_no_logits(tmp_path: Path) -> None:
+    folder = tiny_model(tmp_path / "m", *CASES["llama"])
+    weights = build_weights(
+        FolderSource(open_model(folder), HALF, device()), CudaBackend(device(), HALF, EngineOptions()), 48
+    )
+    runner = cuda_runner(weights)
+    ids = torch.randint(3, 96, (21,), generator=torch.Generator().manual_seed(5)).tolist()
+    a, b = sequence("a", ids, [5, 2, 9], slot=3), sequence("b", ids, [1, 7, 4], slot=0)
+    runner.logits(batch((a, 0, 17), admitted=(a,)), [])
+    mixed = Batch(1, (Slice(b, 0, 19, True), Slice(a, 17, 1, True)), (b,))
+    plain = runner.logits(mixed, [18, 19])
+    frame = Frame(3, 4, 24)
+    vector = runner.builder.idle(frame)
+    rows = runner.builder.fill(mixed, frame, vector)
+    framed = runner.forward(unpack(vector, frame.shape(40)))[rows]
+    torch.testing.assert_close(framed, plain, rtol=2e-3, atol=2e-3)
+
+
 @pytest.mark.parametrize(("recipe", "kernel"), [("w4a16-rtn", "int4 x fp16"), ("w8a8-rtn", "int8 x int8")])
 @torch.inference_mode()
 def test_packed_folders_run_in_our_kernels_and_mean_the_same(recipe: str, kernel: str, tmp_path: Path) -> None:
@@ -104,7 +125,12 @@ def test_heads_without_kernels_are_refused(books_5m: Path) -> None:
 def test_graphs_are_captured_for_few_sizes_and_for_each_way_of_cutting() -> None:
     assert ladder(256) == [size for size in LADDER if size <= 256]
     assert ladder(20) == [1, 2, 4, 8, 16, 20]
-    assert ladder(1000)[-1] == LADDER[-1]
+    assert ladder(2000)[-1] == LADDER[-1]
+    frames = mixed_frames(sequences=20, step_tokens=100)
+    assert {(frame.singles, frame.chunk_tokens) for frame in frames} == {
+        (singles, tokens) for singles in (0, 16, 20) for tokens in (16, 64, 100)
+    }
+    assert frames[0].tokens == 120 and all(frame.chunks == CHUNKS for frame in frames)
     assert cut_lengths(lambda length: min(length, 2000), 5000) == [512, 1024, 5000]
     assert cut_lengths(lambda length: "same", 100_000) == [100_000]
     assert cut_lengths(lambda length: length, 300) == [300]

@@ -5,7 +5,8 @@ import torch
 
 from quantlab.runtime.batch import Batch, Slice
 from quantlab.runtime.request import SamplingParams
-from quantlab.runtime.step import Padding, StepBuilder, StepShape, unpack, vector_size, wanted_rows
+from quantlab.runtime.step import Frame, unpack, wanted_rows
+from quantlab.runtime.step_builder import StepBuilder
 from tests.runtime.steps import batch, sequence
 
 
@@ -37,7 +38,7 @@ def test_tables_learn_new_blocks_and_forget_those_of_the_last_owner() -> None:
     steps.build(batch((first, 0, 16), admitted=(first,)), [])
     first.block_ids += [8, 9]
     steps.build(batch((first, 16, 20)), [])
-    assert steps.tables[0].tolist() == [7, 8, 9]
+    assert steps.tables[0].tolist() == [7, 8, 9, 0]
     second = sequence("b", list(range(20)), [5, 6], slot=0)
     steps.build(batch((second, 0, 20), admitted=(second,)), [])
     assert steps.tables[0, :2].tolist() == [5, 6]
@@ -45,16 +46,37 @@ def test_tables_learn_new_blocks_and_forget_those_of_the_last_owner() -> None:
 
 def test_padding_writes_nowhere_and_attends_to_nothing() -> None:
     one, two = sequence("a", [5], [1], slot=0), sequence("b", [6], [2], slot=2)
-    vector = torch.full((vector_size(4),), 99)
-    step = builder().build(batch((one, 0, 1), (two, 0, 1), admitted=(one, two)), [0, 1], Padding(4, 4), into=vector)
-    again = unpack(vector, StepShape(4, 4, 4, 1, 48, 48, every_row=True))
-    assert step.ids.tolist() == again.ids.tolist() == [5, 6, 0, 0]
-    assert again.cache_slots.tolist() == [16, 32, -1, -1]
-    assert again.lengths.tolist() == [1, 1, 0, 0]
-    assert again.slots.tolist() == [0, 2, 4, 4]
-    assert again.starts.tolist() == [0, 1, 2, 3, 4]
-    assert again.rows.tolist() == [0, 1, 2, 3]
+    frame, steps = Frame(4), builder()
+    vector = torch.full((frame.vector_size,), 99)
+    parts = (Slice(two, 0, 1, True), Slice(one, 0, 1, True))
+    assert steps.fill(Batch(1, parts, (one, two)), frame, vector) == [0, 1]
+    step = unpack(vector, frame.shape(48))
+    assert step.ids.tolist() == [6, 5, 0, 0]
+    assert step.cache_slots.tolist() == [32, 16, -1, -1]
+    assert step.lengths.tolist() == [1, 1, 0, 0]
+    assert step.slots.tolist() == [2, 0, 4, 4]
+    assert step.starts.tolist() == [0, 1, 2, 3, 4]
+    assert step.rows.tolist() == [0, 1, 2, 3]
     assert (step.singles, step.longest, step.every_row) == (4, 1, True)
+
+
+def test_a_frame_holds_singles_and_pieces_of_prompts_with_padding_behind_each() -> None:
+    chunk, one = sequence("a", list(range(50, 70)), [1, 3], slot=0), sequence("b", [60, 61], [2], slot=1)
+    frame, steps = Frame(2, 3, 8), builder()
+    vector = torch.full((frame.vector_size,), 99)
+    parts = (Slice(chunk, 14, 4, True), Slice(one, 1, 1, True))
+    assert steps.fill(Batch(1, parts, (chunk, one)), frame, vector) == [2, 0]  # the chunk's row comes behind singles
+    step = unpack(vector, frame.shape(48))
+    assert step.ids.tolist() == [61, 0, 64, 65, 66, 67, 0, 0, 0, 0]
+    assert step.positions.tolist() == [1, 0, 14, 15, 16, 17, 0, 0, 0, 0]
+    assert step.cache_slots.tolist() == [33, -1, 30, 31, 48, 49, -1, -1, -1, -1]
+    assert step.lengths.tolist() == [2, 0, 18, 0, 0]
+    assert step.slots.tolist() == [1, 4, 0, 4, 4]
+    assert step.starts.tolist() == [0, 1, 2, 6, 6, 6]
+    assert step.rows.tolist() == [0, 1, 5, 0, 0]
+    assert (step.singles, step.longest, step.every_row) == (2, 8, False)
+    idle = unpack(steps.idle(frame), frame.shape(48))
+    assert idle.lengths.tolist() == [0] * 5 and set(idle.cache_slots.tolist()) == {-1}
 
 
 def test_slices_of_one_token_come_first_and_rows_move_with_them() -> None:
