@@ -133,13 +133,11 @@ class Scheduler:
             elif missing and self._may_grow(sequence) and self._budget and self._room_for_one(sequence):
                 self._compute(sequence, 1)
         for sequence in prompts:
-            if sequence.slot is not None and self._budget:
+            if sequence.slot is not None and self._budget:  # it may have been preempted in this very step
                 self._compute(sequence, min(self._budget, sequence.length + sequence.pending - sequence.computed))
 
     def _may_grow(self, sequence: Sequence) -> bool:
         """Whether a sequence that lacks one token may compute it now."""
-        if sequence.slot is None:  # preempted in this very step
-            return False
         if not sequence.pending:
             return True
         # A grammar must have seen the last token before the next one is drawn; the last of all is never computed.

@@ -121,7 +121,7 @@ def test_who_matters_more_takes_the_place_of_who_matters_least(short_of: dict[st
 
 
 def test_who_gives_way_does_not_come_back_in_the_same_step_even_if_there_is_room() -> None:
-    run = bench(policy="priority", changes={"num_blocks": 16, "max_batch_tokens": 16})
+    run = bench(policy="priority", changes={"num_blocks": 16, "max_batch_tokens": 40})
     small, large = ask("small", (1,) * 12, 1, max_tokens=4), ask("large", (2,) * 36, 1, max_tokens=4)
     run.add(small, large)
     for _ in range(4):
