@@ -94,11 +94,15 @@ def in_order(acc, R: gl.constexpr, WARPS: gl.constexpr, BM: gl.constexpr):
 
 
 @gluon.jit
-def sum_partials(like, partials, first, parts, R: gl.constexpr, WARPS: gl.constexpr, BM: gl.constexpr,
-                 SPLIT: gl.constexpr, STRIDE: gl.constexpr):  # fmt: skip
-    """The sums that programs `first` to first + parts - 1 left, added in order; layout and shape of `like`."""
-    L: gl.constexpr = in_order(like, R, WARPS, BM).type.layout
-    i = gl.arange(0, 16 * WARPS * R * BM, layout=L)
+def like_accumulators(v, like, R: gl.constexpr, WARPS: gl.constexpr, BM: gl.constexpr):
+    """The inverse of `in_order`; layout and shape of `like`."""
+    v = gl.permute(gl.reshape(v, (R, BM // 8, WARPS, 8, 4, 2, 2)), (0, 2, 5, 3, 1, 4, 6))
+    return gl.convert_layout(gl.reshape(v, (16 * WARPS * R, BM)), like.type.layout, assert_trivial=True)
+
+
+@gluon.jit
+def sum_partials(partials, first, parts, i, SPLIT: gl.constexpr, STRIDE: gl.constexpr):
+    """The sums that programs `first` to first + parts - 1 left, added in order. i: the elements to add."""
     if SPLIT:
         at = partials + first * STRIDE + i
         v = gl.load(at, cache_modifier=".cg")
@@ -108,8 +112,7 @@ def sum_partials(like, partials, first, parts, R: gl.constexpr, WARPS: gl.conste
         v = gl.load(partials + (2 * first + 1) * STRIDE + i, cache_modifier=".cg")
         for j in range(1, parts):
             v += gl.load(partials + 2 * (first + j) * STRIDE + i, cache_modifier=".cg")
-    v = gl.permute(gl.reshape(v, (R, BM // 8, WARPS, 8, 4, 2, 2)), (0, 2, 5, 3, 1, 4, 6))
-    return gl.convert_layout(gl.reshape(v, (16 * WARPS * R, BM)), like.type.layout, assert_trivial=True)
+    return v
 
 
 @gluon.jit
@@ -124,17 +127,33 @@ def meet(sum0, sum1, partials, counters, tile, first_stage, program, programs, s
     SIZE: gl.constexpr = 16 * WARPS * R * BM
     STRIDE: gl.constexpr = SIZE + (16 * WARPS * R * BMS if TWO else 0)
     first, parts = sharers(tile, programs, streamed, stages)
-    mine = program if SPLIT else 2 * program + (first_stage == 0).to(gl.int32)
-    v = in_order(sum0, R, WARPS, BM)
-    gl.store(partials + mine * STRIDE + gl.arange(0, SIZE, layout=v.type.layout), v)
-    if TWO:
-        v = in_order(sum1, R, WARPS, BMS)
-        gl.store(partials + mine * STRIDE + SIZE + gl.arange(0, STRIDE - SIZE, layout=v.type.layout), v)
-    barrier()
-    last = gl.atomic_add(counters + tile, 1, sem="acq_rel", scope="gpu") == parts - 1
+    begins = (first_stage == 0).to(gl.int32)
+    mine = program if SPLIT else 2 * program + begins
+    v0 = in_order(sum0, R, WARPS, BM)
+    v1 = in_order(sum1, R, WARPS, BMS)
+    i0 = gl.arange(0, SIZE, layout=v0.type.layout)
+    i1 = SIZE + gl.arange(0, 16 * WARPS * R * BMS, layout=v1.type.layout)
+    # Of two, the second has no need to write: in streams the first has mostly come and gone long before.
+    seen = gl.atomic_add(counters + tile, 0, sem="acquire", scope="gpu") if SPLIT == 0 else 0
+    if (parts > 2) | (seen == 0):
+        gl.store(partials + mine * STRIDE + i0, v0)
+        if TWO:
+            gl.store(partials + mine * STRIDE + i1, v1)
+        barrier()
+        seen = gl.atomic_add(counters + tile, 1, sem="acq_rel", scope="gpu")
+    last = seen == parts - 1
     if last:
         gl.store(counters + tile, 0)
-        sum0 = sum_partials(sum0, partials, first, parts, R, WARPS, BM, SPLIT, STRIDE)
+        if SPLIT == 0 and parts == 2:  # a sum of two is the same in any order
+            other = partials + (2 * first + 1 + begins) * STRIDE
+            v0 += gl.load(other + i0, cache_modifier=".cg")
+            if TWO:
+                v1 += gl.load(other + i1, cache_modifier=".cg")
+        else:
+            v0 = sum_partials(partials, first, parts, i0, SPLIT, STRIDE)
+            if TWO:
+                v1 = sum_partials(partials, first, parts, i1, SPLIT, STRIDE)
+        sum0 = like_accumulators(v0, sum0, R, WARPS, BM)
         if TWO:
-            sum1 = sum_partials(sum1, partials + SIZE, first, parts, R, WARPS, BMS, SPLIT, STRIDE)
+            sum1 = like_accumulators(v1, sum1, R, WARPS, BMS)
     return last, sum0, sum1

@@ -15,6 +15,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from quantlab_kernels.gluon_schedule import program_count, streamed_tiles
+from quantlab_kernels.rows import empty_rows, readable_rows
 from quantlab_kernels.w4a16_decode import w4a16_decode_kernel
 from quantlab_kernels.w4a16_gluon import w4a16_gluon_kernel
 from quantlab_kernels.w4a16_heuristic import likely_tile
@@ -42,7 +43,7 @@ def w4a16_linear(x: Tensor, weight: W4A16Weight, bias: Tensor | None = None, til
     """
     _check(x, weight, bias)
     rows = x.reshape(-1, weight.in_features).contiguous()
-    out = torch.empty(rows.shape[0], weight.out_features, dtype=x.dtype, device=x.device)
+    out = empty_rows(rows.shape[0], weight.out_features, x.dtype, x.device)
     run(rows, weight, bias, out, tile, early=programmatic(x.device))
     return out.view(*x.shape[:-1], weight.out_features)
 
@@ -155,9 +156,9 @@ def _prepare_gluon(
         raise ValueError(f"{tile} makes too many programs for {tiles} tiles")
     rooms = programs * (1 if tile.split else 2) if streamed else 0
     partials, counters = workspace(x.device, streamed, rooms * tile.rows * tile.columns)
-    second = _descriptor(x, tile.more_tokens or tile.tokens)
+    first, second = (_descriptor(x, count, tile.columns) for count in (tile.tokens, tile.more_tokens or tile.tokens))
     words, scales, zeros, bias_or_any = _pointers(weight, bias)
-    pointers = (_descriptor(x, tile.tokens), second, _word_descriptor(weight, tile), scales, zeros, bias_or_any, out)
+    pointers = (first, second, _word_descriptor(weight, tile), scales, zeros, bias_or_any, out)
     sizes = (x.shape[0], weight.out_features, weight.chunks, weight.blocks, tokens, streamed)
     ring = tile.stages(weight.bits)
     shape = (ring, tile.warps, tile.row_blocks, tile.chunks, weight.group_size, tile.tokens, tile.more_tokens)
@@ -182,8 +183,11 @@ def _dot_dtype(dtype: torch.dtype) -> tl.dtype:
     return tl.float32 if INTERPRETED and dtype == torch.bfloat16 else TRITON_DTYPES[dtype]
 
 
-def _descriptor(x: Tensor, tokens: int) -> TensorDescriptor:
-    return TensorDescriptor.from_tensor(x, [tokens, COLUMNS], gl.NVMMASharedLayout(128, 16, 2))
+def _descriptor(x: Tensor, tokens: int, width: int) -> TensorDescriptor:
+    """Boxes of `tokens` rows by 64 columns of x, in tiles of `width` tokens."""
+    shape = [readable_rows(x, width), x.shape[1]]
+    layout = gl.NVMMASharedLayout(128, 16, 2)
+    return TensorDescriptor(x, shape, [x.shape[1], 1], [tokens, COLUMNS], layout)
 
 
 def _word_descriptor(weight: W4A16Weight, tile: GluonTile) -> TensorDescriptor:

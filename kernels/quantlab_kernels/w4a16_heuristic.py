@@ -4,7 +4,6 @@ The rules say what won on an H200 for the layers of an 8B model: few tokens want
 processor, with K divided until they fill it; many tokens want tiles of which little is left over.
 """
 
-import math
 from dataclasses import replace
 
 from quantlab_kernels.w4a16_tiles import DecodeTile, GluonTile, PlainTile, Tile
@@ -12,10 +11,13 @@ from quantlab_kernels.w4a16_tiles import DecodeTile, GluonTile, PlainTile, Tile
 MOST_SPLITS = 8
 # Tiles for more than 128 tokens, and microseconds that one takes on 4096 columns.
 LARGE_TILES = (
-    (GluonTile(8, 1, 256, 0, 2, 1, 1), 42.0),
-    (GluonTile(8, 1, 128, 64, 2, 1, 1), 34.5),
-    (GluonTile(8, 1, 128, 32, 2, 1, 1), 29.5),
-    (GluonTile(8, 2, 128, 0, 2, 1, 1), 42.5),
+    (GluonTile(8, 1, 256, 0, 2, 1, 1), 43.0),
+    (GluonTile(8, 1, 256, 16, 2, 1, 1), 48.0),
+    (GluonTile(8, 1, 256, 64, 2, 1, 1), 55.0),
+    (GluonTile(8, 1, 128, 64, 2, 1, 1), 35.0),
+    (GluonTile(8, 1, 128, 32, 2, 1, 1), 31.0),
+    (GluonTile(8, 1, 128, 16, 2, 1, 1), 28.0),
+    (GluonTile(8, 2, 128, 0, 2, 1, 1), 43.0),
     (GluonTile(8, 1, 128, 0, 2, 1, 1), 24.0),
     (GluonTile(4, 1, 128, 0, 2, 1, 2), 24.5),
 )
@@ -29,10 +31,11 @@ def likely_tile(
     """A tile of one of `kernels` for [tokens, columns] x [rows, columns]^T on a GPU of `processors`."""
     if GluonTile in kernels:
         if tokens > (128 if bits == 4 else 96):
-            return _soonest(rows, columns, tokens, processors, bits)
+            return large_tiles(rows, columns, tokens, processors, bits)[0][1]
         choices = _gluon_choices(tokens)
         if bits == 8:  # twice the bytes a stage
-            choices = (replace(choices[0], chunks=2), replace(choices[1], chunks=2))
+            narrow = replace(choices[0], chunks=2)
+            choices = narrow, replace(narrow, warps=8, resident=2) if tokens <= 64 else replace(choices[1], chunks=2)
         return _filling(choices, rows, columns, tokens, processors)
     if DecodeTile in kernels and tokens <= 16:
         return _decode_tile(rows, columns, tokens, processors)
@@ -61,26 +64,23 @@ def _filling(choices: tuple[GluonTile, GluonTile], rows: int, columns: int, toke
     return replace(tile, split=max(1, min(MOST_SPLITS, room, _stages(tile, columns) // 2)))
 
 
-def _soonest(rows: int, columns: int, tokens: int, processors: int, bits: int) -> GluonTile:
-    """The tile whose time, by its own one and what meeting costs, is least."""
-    best, best_time = LARGE_TILES[1][0], math.inf
+def large_tiles(rows: int, columns: int, tokens: int, processors: int, bits: int = 4) -> list[tuple[float, GluonTile]]:
+    """Tiles for more than 96 tokens with the microseconds that each is likely to take, the fastest first."""
+    found = []
     for tile, microseconds in LARGE_TILES:
         if tile.stages(bits) < 3:
             continue
-        tiles, slots = _tiles(tile, rows, tokens), processors * tile.resident
-        for split in (1, 2, 4, 0):
-            if split > 1 and (tiles * split > slots or _stages(tile, columns) < 2 * split):
+        tiles, stages, slots = _tiles(tile, rows, tokens), _stages(tile, columns), processors * tile.resident
+        for split in (1, 2, 3, 4, 6, 0):
+            if split > 1 and (tiles * split > slots or stages < 2 * split):
                 continue
-            rounds, sharers = -(-tiles * split // slots) / split if split else tiles / slots, split
-            if split == 0:
-                if tiles % slots == 0 or tiles * _stages(tile, columns) < 2 * slots:
-                    continue
-                sharers = max(2, slots // tiles + 1)
-            meeting = (MEETING + sharers * tile.rows * tile.columns / PARTIALS) * (split != 1)
-            time = rounds * microseconds * columns / 4096 + LAUNCH + meeting
-            if time < best_time:
-                best, best_time = replace(tile, split=split), time
-    return best
+            if split == 0 and (tiles % slots == 0 or tiles * stages < 2 * slots):
+                continue
+            rounds = -(-tiles * split // slots) / split if split else tiles / slots
+            sharers = split or max(2, slots // tiles + 1)
+            meeting = (MEETING + sharers * tile.rows * tile.columns / PARTIALS) * (split != 1) * (1 if split else 2)
+            found.append((rounds * microseconds * columns / 4096 + LAUNCH + meeting, replace(tile, split=split)))
+    return sorted(found, key=lambda pair: pair[0])
 
 
 def _decode_tile(rows: int, columns: int, tokens: int, processors: int) -> DecodeTile:

@@ -15,6 +15,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from quantlab_kernels.gluon_schedule import program_count, streamed_tiles
+from quantlab_kernels.rows import empty_rows, readable_rows
 from quantlab_kernels.w4a16 import GLUON_RELEASES, INTERPRETED, processors, programmatic, workspace
 from quantlab_kernels.w8a8_gluon import w8a8_gluon_kernel
 from quantlab_kernels.w8a8_layout import W8A8Weight
@@ -24,7 +25,7 @@ from quantlab_kernels.w8a8_triton import quantize_tokens_kernel, w8a8_one_token_
 KERNELS = (quantize_tokens_kernel, w8a8_one_token_kernel, w8a8_plain_kernel, w8a8_gluon_kernel)
 CACHE_KEYS = () if INTERPRETED else tuple(kernel.cache_key for kernel in KERNELS)  # see w4a16.CACHE_KEYS
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-MOST_COLUMNS = 16384  # of a token that a program keeps in registers
+MOST_COLUMNS = 8192  # of a token that a program keeps in registers
 Launch = tuple[Any, tuple[int, ...], tuple[Any, ...], dict[str, Any]]
 
 
@@ -37,7 +38,7 @@ def quantize_tokens(x: Tensor) -> tuple[Tensor, Tensor]:
     if x.dim() == 0 or x.dtype not in DTYPES:
         raise ValueError(f"x must be a floating [..., K], not {list(x.shape)} {x.dtype}")
     rows = x.reshape(-1, x.shape[-1]).contiguous()
-    codes = torch.empty(rows.shape, dtype=torch.int8, device=x.device)
+    codes = empty_rows(rows.shape[0], rows.shape[1], torch.int8, x.device)
     scales = torch.empty(rows.shape[0], dtype=torch.float32, device=x.device)
     if codes.numel():
         _launch(prepare_quantize(rows, codes, scales, programmatic(x.device)))
@@ -54,7 +55,7 @@ def w8a8_gemm(
     avoid.
     """
     _check(codes, scales, weight, bias, dtype)
-    out = torch.empty(codes.shape[0], weight.out_features, dtype=dtype, device=codes.device)
+    out = empty_rows(codes.shape[0], weight.out_features, dtype, codes.device)
     run(codes, scales, weight, bias, out, None, programmatic(codes.device))
     return out
 
@@ -100,7 +101,7 @@ def prepare_quantize(x: Tensor, codes: Tensor, scales: Tensor, early: bool) -> L
     """The launch that quantizes x [M, K]: kernel, grid, arguments and options."""
     tokens, columns = x.shape
     size = min(MOST_COLUMNS, 1 << (columns - 1).bit_length())
-    arguments = (x, codes, scales, tokens, columns, size, -(-columns // size), early)
+    arguments = (x, codes, scales, tokens, columns, size, -(-columns // size), not INTERPRETED, early)
     warps = min(16, max(4, size // 512))
     return quantize_tokens_kernel, (tokens,), arguments, _options(warps, early)
 
@@ -157,7 +158,9 @@ def _launch(launch: Launch) -> None:
 
 
 def _descriptor(rows: Tensor, count: int) -> TensorDescriptor:
-    return TensorDescriptor.from_tensor(rows, [count, 128], gl.NVMMASharedLayout(128, 8, 2))
+    """Boxes of `count` rows by 128 columns, which is also how tiles are cut."""
+    shape = [readable_rows(rows, count), rows.shape[1]]
+    return TensorDescriptor(rows, shape, [rows.shape[1], 1], [count, 128], gl.NVMMASharedLayout(128, 8, 2))
 
 
 def _options(warps: int, early: bool) -> dict[str, Any]:

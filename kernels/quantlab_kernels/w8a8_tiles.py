@@ -104,6 +104,8 @@ def likely_tile(rows: int, columns: int, tokens: int, kernels: tuple[type[Tile],
         return OneTokenTile(8 if columns <= 4096 else 4, 1024 if columns <= 4096 else 512, 4)
     if WgmmaTile not in kernels:
         return DotTile(min(64, max(16, _power_of_two(tokens))), 64)
+    if tokens > 2048:
+        return WgmmaTile(8, 2, 128, 1, 1, 1)
     if tokens > 256:
         return _even(WgmmaTile(4, 2, 128, 1, 1, 2), rows, columns, tokens, processors)
     if tokens > 64:

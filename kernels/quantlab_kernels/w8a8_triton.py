@@ -20,8 +20,29 @@ def load_row(x, row, K, first: tl.constexpr, BK: tl.constexpr):
     return tl.load(x + row * K + k, mask=k < K, other=0.0).to(tl.float32)
 
 
+@triton.jit
+def quotient(x, scale, FMA: tl.constexpr):
+    """x / scale, correctly rounded, for a positive scalar scale and |x / scale| up to 2^20.
+
+    Markstein's way where multiply-add rounds once (FMA): from the rounded reciprocal, one correction by the remainder,
+    which is exact. It takes 4 instructions an element; the division of the library takes 25 and branches. Small scales
+    are moved up by a power of two first, so that no remainder is subnormal. The interpreter's own division is exact.
+    """
+    if FMA:
+        up = tl.where(scale < 2.0**-60, 2.0**64, 1.0)
+        x *= up
+        scale *= up
+        inverse = tl.div_rn(1.0, scale)
+        q = x * inverse
+        q = tl.fma(tl.fma(-q, scale, x), inverse, q)
+    else:
+        q = x / scale
+    return q
+
+
 @triton.jit(do_not_specialize=["M"])
-def quantize_tokens_kernel(x, codes, scales, M, K, BK: tl.constexpr, CHUNKS: tl.constexpr, PDL: tl.constexpr):
+def quantize_tokens_kernel(x, codes, scales, M, K, BK: tl.constexpr, CHUNKS: tl.constexpr, FMA: tl.constexpr,
+                           PDL: tl.constexpr):  # fmt: skip
     """Grid (tokens,). x: [M, K]; codes: [M, K] int8; scales: [M] float32. CHUNKS times BK columns cover K."""
     row = tl.program_id(0).to(tl.int64)
     if PDL:
@@ -37,7 +58,7 @@ def quantize_tokens_kernel(x, codes, scales, M, K, BK: tl.constexpr, CHUNKS: tl.
     for i in tl.static_range(CHUNKS):
         if i > 0:
             v = load_row(x, row, K, i * BK, BK)
-        y = tl.minimum(tl.maximum(tl.div_rn(v, scale), -128.0), 127.0)
+        y = tl.minimum(tl.maximum(quotient(v, scale, FMA), -128.0), 127.0)
         k = i * BK + tl.arange(0, BK)
         tl.store(codes + row * K + k, (y + ROUNDER).to(tl.int32, bitcast=True).to(tl.int8), mask=k < K)
 

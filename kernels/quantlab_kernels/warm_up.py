@@ -7,6 +7,7 @@ about models: it is given weights and numbers of tokens.
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +20,14 @@ from quantlab_kernels.w4a16_layout import W4A16Weight
 from quantlab_kernels.w4a16_tiles import Tile
 from quantlab_kernels.w8a8_layout import W8A8Weight
 from quantlab_kernels.w8a8_tiles import Tile as W8A8Tile
+
+
+def token_counts(most: int) -> list[int]:
+    """Numbers of tokens that between them take every tile that any number up to `most` does.
+
+    Tiles are some multiples of 16 tokens wide, or 8, and measurements are kept by such multiples.
+    """
+    return sorted({1, min(8, most), *range(16, most + 1, 16), -(-most // 16) * 16}) if most else []
 
 
 def warm_up(linears: Iterable[tuple[W4A16Weight, Tensor | None]], tokens: Iterable[int], workers: int = 8) -> int:
@@ -42,14 +51,16 @@ def warm_up_w8a8(
     linears: Iterable[tuple[W8A8Weight, Tensor | None]], tokens: Iterable[int], dtype: torch.dtype, workers: int = 8
 ) -> int:
     """`warm_up` for W8A8 linears (weight, bias) whose results are in `dtype`, and for the quantization of their x."""
-    jobs: dict[tuple[Any, ...], tuple[torch.device, w8a8.Launch]] = {}
+    jobs: dict[tuple[Any, ...], tuple[W8A8Weight, Tensor | None, int, W8A8Tile | None]] = {}
     for weight, bias in linears:
+        (rows, columns), device = weight.codes.shape, weight.codes.device
         for count in sorted(count for count in set(tokens) if count):
             tile = w8a8.choose_tile(weight, count)
-            for key, launch in _w8a8_launches(weight, bias, count, dtype, tile):
-                jobs.setdefault((weight.codes.device, *key), (weight.codes.device, launch))
+            sizes = (columns, rows % 16 == 0, min(rows, 128), bias is None)
+            jobs.setdefault((device, None, columns), (weight, bias, count, None))
+            jobs.setdefault((device, tile, *sizes), (weight, bias, count, tile))
     with ThreadPoolExecutor(workers) as pool:
-        return len(list(pool.map(lambda job: _warm(*job), jobs.values())))
+        return len(list(pool.map(partial(_compile_w8a8, dtype), jobs.values())))
 
 
 @contextmanager
@@ -76,17 +87,16 @@ def _kind(weight: W4A16Weight, bias: Tensor | None, tile: Tile) -> tuple[Any, ..
     return (tile, *sizes, whole, *flags)
 
 
-def _w8a8_launches(
-    weight: W8A8Weight, bias: Tensor | None, count: int, dtype: torch.dtype, tile: W8A8Tile
-) -> Iterator[tuple[tuple[Any, ...], w8a8.Launch]]:
-    """The launches of a linear, with what tells their kernels from others'."""
+def _compile_w8a8(dtype: torch.dtype, job: tuple[W8A8Weight, Tensor | None, int, W8A8Tile | None]) -> None:
+    weight, bias, count, tile = job
     (rows, columns), device = weight.codes.shape, weight.codes.device
     x, out = (torch.empty(count, size, dtype=dtype, device=device) for size in (columns, rows))
     codes, scales = torch.empty_like(x, dtype=torch.int8), torch.empty(count, dtype=torch.float32, device=device)
     early = programmatic(device)
-    yield ("quantize", columns, dtype), w8a8.prepare_quantize(x, codes, scales, early)
-    sizes = (columns, rows % 16 == 0, min(rows, 128), bias is None, dtype)
-    yield (tile, *sizes), w8a8.prepare(codes, scales, weight, bias, out, tile, early)
+    if tile is None:  # the quantization of x
+        _warm(device, w8a8.prepare_quantize(x, codes, scales, early))
+    else:
+        _warm(device, w8a8.prepare(codes, scales, weight, bias, out, tile, early))
 
 
 def _compile(job: tuple[W4A16Weight, Tensor | None, int, Tile]) -> None:

@@ -29,7 +29,8 @@ TOKENS = (1, 8, 16, 32, 64, 128, 256, 1024, 4096)
 DENSE = (2, 4, 12, 17, 24, 33, 48, 65, 80, 97, 112, 129, 160, 193, 224, 257, 320, 384, 448, 513, 640, 768, 896, 1152,
          1280, 1536, 1792, 2048, 3072, 6144, 8192)  # fmt: skip
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-TUNED = (8, 16, 32, 64, 96, 128, 192, 256)
+TUNED = (8, 16, 32, 64, 96, 128, 144, 160, 192, 256, 272, 288, 320, 384, 448, 512, 576, 640, 768, 896, 1024, 1152, 1280,
+         1536, 1792, 2048)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +113,7 @@ def tune(dtype: str, workers: int, path: Path) -> None:
     winners = {}
     for name, (rows, columns) in LAYERS.items():
         layer = Layer(rows, columns, DTYPES[dtype])
-        winners[rows, columns] = [(m, tune_layer(layer, m, processors(device))) for m in TUNED]
+        winners[rows, columns] = [(m, tile_to_json(tune_layer(layer, m, processors(device)))) for m in TUNED]
         print(name, winners[rows, columns], file=sys.stderr)
     write_tiles(path, torch.cuda.get_device_name(device), winners)
 

@@ -4,7 +4,7 @@ import pytest
 
 from quantlab.bench.kernels_w4a16 import LAYERS, Row, main, table
 from quantlab.bench.tune_w4a16 import candidates, write_tiles
-from quantlab_kernels.w4a16_tiles import DecodeTile, GluonTile, measured_tiles
+from quantlab_kernels.w4a16_tiles import DecodeTile, GluonTile, measured_tiles, tile_to_json
 
 
 @pytest.mark.parametrize("tokens", [1, 8, 16, 48, 64, 96, 128, 192, 256, 1024])
@@ -24,16 +24,17 @@ def test_candidates_fit_the_processor_and_differ(shape, tokens):
 def test_winners_replace_those_of_their_gpu_alone(tmp_path):
     path = tmp_path / "tiles.json"
     path.write_text("[]")
-    first, second = GluonTile(4, 1, 8, 0, 4, 1, 4), DecodeTile(4, 2, 8, 1)
+    tiles = GluonTile(4, 1, 8, 0, 4, 1, 4), DecodeTile(4, 2, 8, 1)
+    first, second = (tile_to_json(tile) for tile in tiles)
     write_tiles(path, "A", {(64, 128): [(8, first)]})
     write_tiles(path, "B", {(64, 128): [(8, second)]})
     write_tiles(path, "A", {(64, 256): [(16, second), (8, first)]})
-    assert measured_tiles(path) == {("B", 64, 128): [(8, second)], ("A", 64, 256): [(8, first), (16, second)]}
+    assert measured_tiles(path) == {("B", 64, 128): [(8, tiles[1])], ("A", 64, 256): [(8, tiles[0]), (16, tiles[1])]}
 
 
 def test_the_table_sums_layers_and_leaves_out_what_is_not_whole():
-    rows = [Row(name, 8, "bf16", 10.0, 12.0, 1e-3, 5.0, 20.0, 19.0, []) for name in LAYERS]
-    rows.append(Row("qkv", 9, "bf16", 10.0, None, 1e-3, 5.0, 20.0, None, []))
+    rows = [Row(name, 8, "bf16", 10.0, 12.0, 1e-3, 5.0, 20.0, 19.0, {}) for name in LAYERS]
+    rows.append(Row("qkv", 9, "bf16", 10.0, None, 1e-3, 5.0, 20.0, None, {}))
     lines = table(rows).splitlines()
     assert len(lines) == 2
     assert lines[1].split() == ["bf16", "8", "40.0", "48.0", "20.0", "50", "80.0", "2.00", "76.0", "1.0e-03"]

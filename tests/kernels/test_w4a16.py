@@ -11,6 +11,7 @@ import triton.language as tl
 
 from quantlab.bench.gpu_timing import relative_rmse
 from quantlab_kernels import ref
+from quantlab_kernels.rows import padded
 from quantlab_kernels.w4a16 import choose_tile, launch, programmatic, supported_kernels, w4a16_linear
 from quantlab_kernels.w4a16_compile import Product, compile_in_parallel
 from quantlab_kernels.w4a16_layout import kernel_group_size, to_kernel
@@ -168,6 +169,17 @@ def test_minus_eight_scales_are_exact_or_rounded_to_nothing(dtype):
     smallest = torch.finfo(dtype).smallest_normal
     assert torch.equal(out.double()[exact.abs() >= smallest], exact[exact.abs() >= smallest])
     assert (out.double() - exact).abs().max() <= smallest
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("tokens", [1, 33, 129])
+def test_rows_behind_the_last_are_read_and_reach_nothing(tokens):
+    q, x, _, exact = Linear(333, 1024, 128, tokens, dtype=torch.bfloat16).draw(DEVICE.type)
+    room = torch.full((padded(tokens), 1024), float("nan"), dtype=x.dtype, device=DEVICE)
+    room[:tokens] = x
+    y = w4a16_linear(room[:tokens], to_kernel(q, x.dtype))
+    assert torch.equal(y, w4a16_linear(x, to_kernel(q, x.dtype)))
+    assert relative_rmse(y, exact) < TOLERANCE[x.dtype]
 
 
 def test_no_tokens_give_no_rows():

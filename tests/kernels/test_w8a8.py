@@ -72,7 +72,7 @@ def assert_right(case: Case, tile: Tile | None, dtype: torch.dtype) -> None:
         run(codes, scales.view(-1), weight, bias, outs[-1], tile, early)
         assert room[exact.numel() :].isnan().all()
     # The sums are exact: what is left is one rounding to the result's dtype.
-    assert relative_rmse(outs[0], exact) < {torch.float16: 3e-4, torch.bfloat16: 2.4e-3, torch.float32: 1e-6}[dtype]
+    assert relative_rmse(outs[0], exact) < {torch.float16: 4.9e-4, torch.bfloat16: 2.4e-3, torch.float32: 1e-6}[dtype]
     assert all(torch.equal(outs[0], out) for out in outs)
 
 
@@ -116,12 +116,26 @@ def test_the_chosen_tile_is_right_for_any_number_of_tokens():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 def test_quantized_tokens_are_those_of_the_reference_to_the_bit(dtype):
-    for tokens, columns in ((1, 7), (5, 200), (3, 4096), (2, 16385)):
-        x = torch.randn(tokens, columns, device=DEVICE) * torch.logspace(-6, 3, tokens, device=DEVICE)[:, None]
+    for tokens, columns in ((1, 7), (5, 200), (40, 4096), (2, 16385)):
+        smallest = -36 if dtype == torch.float32 else -6
+        x = torch.randn(tokens, columns, device=DEVICE) * torch.logspace(smallest, 3, tokens, device=DEVICE)[:, None]
         x[0, ::3] = 0
         codes, scales = quantize_tokens(x.to(dtype))
-        wanted_codes, wanted_scales = ref.quantize_per_token(x.to(dtype))
-        assert torch.equal(scales, wanted_scales.view(-1)) and torch.equal(codes, wanted_codes)
+        # On the CPU: on a GPU torch divides by a number through its reciprocal, and the reference is an ulp off.
+        wanted_codes, wanted_scales = ref.quantize_per_token(x.to(dtype).cpu())
+        assert torch.equal(scales.cpu(), wanted_scales.view(-1)) and torch.equal(codes.cpu(), wanted_codes)
+
+
+def test_the_remainder_corrects_the_quotient_to_what_division_gives():
+    """The arithmetic of `quotient`, with float64 for the multiply-add that rounds once."""
+    x = torch.randn(2_000_000, dtype=torch.float32)
+    scale = (torch.rand(2_000_000) + 0.5) * 2.0 ** torch.randint(-30, -4, (2_000_000,))
+    inverse = 1 / scale
+    q = x * inverse
+    remainder = (x.double() - q.double() * scale.double()).float()
+    corrected = (remainder.double() * inverse.double() + q.double()).float()
+    assert torch.equal(corrected, x / scale)
+    assert not torch.equal(q, x / scale)
 
 
 def test_ties_go_to_even_and_a_row_of_zeros_to_codes_of_zero():
@@ -138,7 +152,8 @@ def test_a_linear_keeps_the_leading_shape_and_matches_the_reference():
     x, bias = torch.randn(2, 3, 256, device=DEVICE).half(), torch.randn(100, device=DEVICE).half()
     y = w8a8_linear(x, to_w8a8(q), bias)
     assert y.shape == (2, 3, 100)
-    assert relative_rmse(y, ref.w8a8_linear(x, q, bias)) < 1e-4
+    on_cpu = QuantizedWeight(codes.cpu(), q.scales.cpu(), None, 256)
+    assert relative_rmse(y.cpu(), ref.w8a8_linear(x.cpu(), on_cpu, bias.cpu())) < 1e-4
 
 
 def test_no_tokens_give_no_rows():
