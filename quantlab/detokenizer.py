@@ -162,6 +162,11 @@ class TextStream:
         self._tokens = 0
         self._decoded = 0
 
+    @property
+    def decoded(self) -> int:
+        """Characters decoded so far, those of stop strings and those held back included."""
+        return self._decoded
+
     def add(self, token_ids: Iterable[int]) -> Delta:
         """Go on by `token_ids`; those after a stop string are left out."""
         texts: list[str] = []

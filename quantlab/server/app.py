@@ -37,7 +37,7 @@ def create_app(service: Service) -> ASGIApp:
     add_page(app)
     _add_errors(app)
     app.openapi = lambda: describe(app)  # type: ignore[method-assign]
-    return Gate(app, Keys(service.options.api_keys), service.metrics)
+    return Gate(app, Keys(service.options.api_keys), service.metrics, BODIES)
 
 
 def _add_errors(app: FastAPI) -> None:

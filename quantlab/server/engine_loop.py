@@ -76,6 +76,7 @@ def serve(descriptor: int, build: Build) -> int:
     try:
         engine = build(Path(start.folder), start.options)
         _send(connection, Ready(engine.info))
+        _send(connection, Step([], engine.stats()))
         _work(engine, inbox, connection)
     except Exception as error:
         LOG.debug("the engine process ends", exc_info=True)

@@ -17,6 +17,7 @@ UNIONS: Final = {
     "content": "a text or a list of text parts",
 }
 MESSAGE_CHARS: Final = 1000
+PARAM_CHARS: Final = 100
 TYPES: Final = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error", 503: "overloaded_error"}
 
 
@@ -78,19 +79,23 @@ def invalid(errors: Sequence[Mapping[str, Any]], fields: Sequence[str]) -> ApiEr
     """
     error = _plainest(errors)
     place = [str(part) for part in error["loc"] if part != "body"]
-    param = place[0] if place else None
+    param = printable(place[0])[:PARAM_CHARS] if place else None
     if error["type"] == "json_invalid":
         return ApiError(400, f"the body is not JSON: {error['ctx']['error']}", code="invalid_json")
     if error["type"] == "extra_forbidden":
         name = ".".join(place)
         near = did_you_mean(name, fields) if len(place) == 1 else ""
-        return ApiError(400, f"the parameter '{name}' is not supported{near}", code="unsupported_parameter", param=name)
+        return ApiError(
+            400, f"the parameter '{name}' is not supported{near}", code="unsupported_parameter", param=param
+        )
     if error["type"] == "missing":
         name = ".".join(place) or "body"
         return ApiError(400, f"the parameter '{name}' is missing", code="missing_required_parameter", param=param)
     if error["type"].endswith("_type") and (wanted := next((UNIONS[part] for part in place if part in UNIONS), None)):
         return ApiError(400, f"{param} must be {wanted}", code="invalid_value", param=param)
     message = error["msg"].removeprefix("Value error, ")
+    if not place and error["type"] == "model_attributes_type":
+        message = "must be a JSON object"
     return ApiError(400, f"{'.'.join(place) or 'body'}: {message}", code="invalid_value", param=param)
 
 

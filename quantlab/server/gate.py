@@ -6,6 +6,7 @@ what the routes do.
 
 import asyncio
 import uuid
+from collections.abc import Container
 from typing import Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -24,9 +25,10 @@ MAX_ID: Final = 128
 
 
 class Gate:
-    """The application behind its checks; counts every answer."""
+    """The application behind its checks; `reading` are the paths that take a body. Counts every answer."""
 
-    def __init__(self, app: ASGIApp, keys: Keys, metrics: Metrics):
+    def __init__(self, app: ASGIApp, keys: Keys, metrics: Metrics, reading: Container[str]):
+        self._reading = reading
         self._app = app
         self._keys = keys
         self._metrics = metrics
@@ -40,7 +42,7 @@ class Gate:
         answer = _Answer(send, _request_id(headers.get(b"x-request-id")))
         try:
             self._check_key(scope["path"], headers)
-            if scope["method"] in ("POST", "PUT", "PATCH"):
+            if scope["method"] == "POST" and scope["path"] in self._reading:
                 receive = _replay(await _read_body(headers, receive), receive)
             await self._app(scope, receive, answer.send)
         except ApiError as error:

@@ -154,6 +154,8 @@ async def begun(
     try:
         with service.admission.enter(count * n) as ticket:
             service.metrics.choices.observe(n)
+            if asked.params.grammar is not None:
+                await service.strangers.check(asked.params.grammar)
             generation = Generation(service, asked.id, engine, ticket, asked.arrived)
             prompts = await read(info)
             service.admission.count(ticket, n * sum(len(prompt.ids) for prompt in prompts))

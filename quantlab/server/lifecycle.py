@@ -42,7 +42,10 @@ class HttpServer(uvicorn.Server):
 
 
 class Lifecycle:
-    """One run of a server; `launch` starts an engine process, `announce` is told of each engine that is ready."""
+    """One run of a server; `launch` starts an engine process, `announce` is told of each engine that is ready.
+
+    Belongs to the event loop that runs when it is made.
+    """
 
     def __init__(self, service: Service, launch: Callable[[], EngineProcess], announce: Announce):
         self._service = service
@@ -52,10 +55,7 @@ class Lifecycle:
         self._restarts: list[float] = []
 
     async def run(self, listener: socket.socket, engine: EngineProcess) -> None:
-        """Serve on `listener` until a signal, then return; raises what ended the server otherwise."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._on_signal)
+        """Serve on `listener` until `stop`, then return; raises what ended the server otherwise."""
         server = HttpServer(http_config(self._service))
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         try:
@@ -63,17 +63,18 @@ class Lifecycle:
         finally:
             server.should_exit = True
             await serving
+            await self._service.strangers.close()
             if self._service.engine is not None:
                 await self._service.engine.stop()
 
-    def _on_signal(self) -> None:
+    def stop(self) -> None:
+        """Begin to drain; called again: end the process at once, and the engine's ends when its connection closes."""
         if self._stopping.is_set():
-            # The engine process sees its connection close and ends by itself.
             os._exit(HURRIED)
         self._stopping.set()
 
     async def _supervise(self, process: EngineProcess) -> None:
-        """Keep an engine there until a signal; raises the error of one that died and is not replaced."""
+        """Keep an engine there until `stop`; raises the error of one that died and is not replaced."""
         service = self._service
         while True:
             engine = service.engine = EngineClient(process)
@@ -82,6 +83,7 @@ class Lifecycle:
                 service.admission.slots = info.max_num_seqs
                 service.phase = "ready"
                 self._announce(info)
+                await self._unless_stopped(service.strangers.start(info))
                 await self._unless_stopped(engine.died())
             if self._stopping.is_set():
                 await self._drain(engine)
@@ -89,7 +91,7 @@ class Lifecycle:
             process = await self._after_death(engine.death.result())
 
     async def _unless_stopped(self, work: Coroutine[None, None, Done]) -> Done | None:
-        """The result of `work`, or None when a signal came first."""
+        """The result of `work`, or None when `stop` came first."""
         working = asyncio.create_task(work)
         stopping = asyncio.create_task(self._stopping.wait())
         try:
@@ -150,5 +152,12 @@ def serve(
 
     `engine` is a process that was started already, `launch` starts another when it dies.
     """
+
+    async def run() -> None:
+        lifecycle = Lifecycle(service, launch, announce)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, lifecycle.stop)
+        await lifecycle.run(listener, engine)
+
     with asyncio.Runner(loop_factory=http_config(service).get_loop_factory()) as runner:
-        runner.run(Lifecycle(service, launch, announce).run(listener, engine))
+        runner.run(run())

@@ -12,6 +12,7 @@ MAX_PROMPTS: Final = 256
 MAX_N: Final = 128
 MAX_CHOICES: Final = 256
 MAX_TOKENS: Final = 1 << 24
+MAX_CHARS: Final = 1 << 23
 MAX_TOP_LOGPROBS: Final = 20
 MAX_STOPS: Final = 16
 MAX_STOP_CHARS: Final = 1024
@@ -25,7 +26,9 @@ INT64: Final = 1 << 63
 
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
 TokenIds = Annotated[list[TokenId], Field(min_length=1, max_length=MAX_TOKENS, fail_fast=True)]
-Texts = Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True)]
+# A text with a bound is checked to be whole Unicode, too: half a surrogate pair is no text.
+Text = Annotated[str, Field(max_length=MAX_CHARS)]
+Texts = Annotated[list[Text], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True)]
 Prompts = Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True)]
 StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_CHARS)]
 Stops = Annotated[list[StopString], Field(max_length=MAX_STOPS)]
@@ -90,7 +93,7 @@ class SamplingBody(Body):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=-1, le=MAX_TOKENS)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=10)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     logit_bias: Annotated[dict[BiasKey, Bias], Field(max_length=MAX_BIASES)] | None = None
@@ -117,7 +120,7 @@ class SamplingBody(Body):
 class CompletionBody(SamplingBody):
     """The body of /v1/completions."""
 
-    prompt: Annotated[str | Texts | TokenIds | Prompts, Field()]
+    prompt: Text | Texts | TokenIds | Prompts
     echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     best_of: Annotated[int, Field(ge=1, le=MAX_N)] | None = None
@@ -134,14 +137,14 @@ class TextPart(Body):
     """A piece of a message."""
 
     type: Literal["text"]
-    text: str
+    text: Text
 
 
 class Message(Body):
     """A turn of the conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | Annotated[list[TextPart], Field(min_length=1, max_length=MAX_PARTS)]
+    content: Text | Annotated[list[TextPart], Field(min_length=1, max_length=MAX_PARTS)]
     name: Name | None = None
     tool_call_id: Name | None = None
     refusal: None = None
@@ -193,7 +196,7 @@ class TokenizeBody(Body):
     """The body of /tokenize: a text, or messages that the chat template makes one."""
 
     model: Name | None = None
-    prompt: str | None = None
+    prompt: Text | None = None
     messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)] | None = None
     add_special_tokens: bool = True
     add_generation_prompt: bool = True

@@ -7,11 +7,14 @@ from fastapi import FastAPI
 from starlette.responses import Response
 
 from quantlab import __version__
+from quantlab.server.chat import chat
 from quantlab.server.completions import complete
 from quantlab.server.documents import GENERATES, READS_A_BODY, answers, answers_status, answers_text
 from quantlab.server.page_files import HEADERS, Asset, assets
-from quantlab.server.protocol import CompletionBody, DetokenizeBody, TokenizeBody
+from quantlab.server.protocol import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
 from quantlab.server.responses import (
+    ChatChunk,
+    ChatCompletion,
     Completion,
     Detokenized,
     ModelCard,
@@ -33,6 +36,11 @@ def add_generation(app: FastAPI, service: Service) -> None:
     async def completions(body: CompletionBody) -> Response:
         """Continue prompts."""
         return (EventStream if body.stream else Answer)(complete(service, body))
+
+    @app.post("/v1/chat/completions", responses=answers(ChatCompletion, *GENERATES, streamed=ChatChunk))
+    async def chat_completions(body: ChatBody) -> Response:
+        """Answer a conversation."""
+        return (EventStream if body.stream else Answer)(chat(service, body))
 
 
 def add_models(app: FastAPI, service: Service) -> None:
@@ -113,5 +121,5 @@ def model_card(service: Service, name: str) -> ModelCard:
         info.dtype,
         info.kv_dtype,
         list(info.kernels),
-        chat_template=False,
+        chat_template=service.strangers.can_chat,
     )

@@ -4,15 +4,18 @@ Knows nothing about HTTP; errors are ApiErrors, which know their status.
 """
 
 import time
+from pathlib import Path
 from typing import Literal
 
-from quantlab.errors import EngineDied, QuantlabError
+from quantlab.chat_template import MAX_TEMPLATE_CHARS, TemplateSource, special_tokens_of, template_of
+from quantlab.errors import EngineDied, QuantlabError, UsageError
 from quantlab.runtime.options import EngineInfo, EngineStats
 from quantlab.server.admission import Admission
 from quantlab.server.engine_client import EngineClient
 from quantlab.server.errors import ApiError
 from quantlab.server.metrics import Metrics
 from quantlab.server.options import ServeOptions
+from quantlab.server.strangers import Strangers
 from quantlab.server.texts import Texts, load_texts
 
 Phase = Literal["loading", "ready", "restarting", "draining", "dead"]
@@ -28,9 +31,10 @@ COME_AGAIN = 5
 class Service:
     """One server's state; `phase` is changed by the lifecycle alone."""
 
-    def __init__(self, options: ServeOptions, texts: Texts):
+    def __init__(self, options: ServeOptions, texts: Texts, strangers: Strangers):
         self.options = options
         self.texts = texts
+        self.strangers = strangers
         self.phase: Phase = "loading"
         self.engine: EngineClient | None = None
         self.created = int(time.time())
@@ -77,5 +81,19 @@ class Service:
 
 
 def load_service(options: ServeOptions) -> Service:
-    """The service of the folder in `options`, without its engine; raises CheckpointError for its tokenizer."""
-    return Service(options, load_texts(options.folder))
+    """The service of the folder in `options`, without its engine; raises CheckpointError for its tokenizer, UsageError
+    for a chat template that cannot be read."""
+    texts = load_texts(options.folder)
+    template = template_of(texts.tokenizer)
+    if options.chat_template is not None:
+        template = TemplateSource(_read(options.chat_template), special_tokens_of(texts.tokenizer))
+    return Service(options, texts, Strangers(options.folder, template))
+
+
+def _read(file: Path) -> str:
+    try:
+        if file.stat().st_size > MAX_TEMPLATE_CHARS:
+            raise UsageError(f"the chat template is larger than {MAX_TEMPLATE_CHARS} bytes", where=str(file))
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read the chat template: {error}", where=str(file)) from error

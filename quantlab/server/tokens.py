@@ -3,6 +3,7 @@
 Knows nothing about HTTP or engines.
 """
 
+from quantlab.server.chat import plain
 from quantlab.server.completions import read_text
 from quantlab.server.protocol import DetokenizeBody, TokenizeBody
 from quantlab.server.responses import Detokenized, Tokenized
@@ -10,11 +11,15 @@ from quantlab.server.service import Service
 
 
 async def tokenize(service: Service, body: TokenizeBody) -> Tokenized:
-    """The ids of a text; raises ApiError for one without any."""
+    """The ids of a text, or of a conversation through the template; raises ApiError for a text without any."""
     service.check_model(body.model)
     info = service.known_info()
-    assert body.prompt is not None
-    ids = await read_text(service.texts, body.prompt, info, body.add_special_tokens)
+    if body.messages is not None:
+        messages = [plain(message) for message in body.messages]
+        text = await service.strangers.render(messages, body.add_generation_prompt, False, {})
+        ids = await read_text(service.texts, text, info, special_tokens=False)
+    else:
+        ids = await read_text(service.texts, body.prompt or "", info, body.add_special_tokens)
     names = [service.texts.vocabulary.text(token) for token in ids] if body.return_token_strs else None
     return Tokenized(len(ids), info.max_model_len, list(ids), names)
 

@@ -6,6 +6,7 @@ seconds of one step.
 
 import json
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from quantlab.errors import QuantlabError
 from quantlab.log import configure
 from quantlab.runtime.options import EngineInfo, EngineOptions
 from quantlab.server.admission import QueueLimits
-from quantlab.server.engine_client import launch
+from quantlab.server.engine_client import EngineProcess, launch
 from quantlab.server.lifecycle import serve
 from quantlab.server.listener import listen
 from quantlab.server.options import ServeOptions
@@ -23,16 +24,22 @@ from quantlab.server.service import load_service
 SCRIPT = str(Path(__file__).with_name("scripted_engine.py"))
 
 
+def launcher(pace: float) -> Callable[[], EngineProcess]:
+    """Starts scripted engines."""
+    return partial(launch, (sys.executable, SCRIPT, str(pace)))
+
+
 def options_of(folder: Path, given: dict[str, Any]) -> ServeOptions:
-    engine = EngineOptions(**given.pop("engine", {}))
-    queue = QueueLimits(given.pop("max_queue", 256), given.pop("max_queue_tokens", 1 << 18))
-    keys = tuple(given.pop("api_keys", ()))
-    names = tuple(given.pop("names", (folder.name,)))
-    return ServeOptions(folder=folder, names=names, engine=engine, queue=queue, api_keys=keys, **given)
+    rest = dict(given)
+    engine = EngineOptions(**rest.pop("engine", {}))
+    queue = QueueLimits(rest.pop("max_queue", 256), rest.pop("max_queue_tokens", 1 << 18))
+    keys = tuple(rest.pop("api_keys", ()))
+    template = Path(rest.pop("chat_template")) if "chat_template" in rest else None
+    return ServeOptions(folder, (folder.name,), engine, queue, api_keys=keys, chat_template=template, **rest)
 
 
 def main(folder: Path, given: dict[str, Any]) -> int:
-    start = partial(launch, (sys.executable, SCRIPT, str(given.pop("pace", 0.0))))
+    start = launcher(given.pop("pace", 0.0))
     listener = listen("127.0.0.1", 0)
     port = listener.getsockname()[1]
     service = load_service(options_of(folder, given))
