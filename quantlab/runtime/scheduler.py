@@ -13,6 +13,7 @@ from quantlab.runtime.request import Request, Sequence
 from quantlab.runtime.waiting import WaitingQueue
 
 LOG = logger(__name__)
+WORTH_WAITING = 64  # tokens: less than this is computed again sooner than it is waited for
 
 
 class Scheduler:
@@ -41,6 +42,9 @@ class Scheduler:
         self._sent_back: set[int] = set()  # preempted in the step being made, by order
         self._steps = 0
         self._orders = 0
+        self._filling: dict[int, Sequence] = {}  # whose prompts are being computed, by order
+        self._held = -1  # who waits for one of them, by order
+        self._worth_blocks = -(-WORTH_WAITING // info.block_size)
         self._refused = (-1, 0, 0)  # who did not fit when so many blocks and slots were free
         self._counts = {"prompt_tokens": 0, "prefix_queries": 0, "prefix_hits": 0, "preemptions": 0}
         self._recomputed = 0
@@ -88,14 +92,15 @@ class Scheduler:
 
     def computed(self, part: Slice) -> None:
         """The step of `part` has ended well: the blocks it filled can be found by who begins with the same tokens."""
-        sequence = part.sequence
+        sequence, end = part.sequence, part.start + part.count
         size = self._info.block_size
-        first, last = part.start // size, (part.start + part.count) // size
-        if not self._prefix_caching or first == last or sequence.slot is None:
-            return
-        self._name_blocks(sequence, last)
-        for index in range(first, last):
-            self.pool.know(sequence.block_ids[index], sequence.keys[index])
+        first, last = part.start // size, end // size
+        if end >= sequence.prompt_length:
+            self._filling.pop(sequence.order, None)
+        if self._prefix_caching and first < last and sequence.slot is not None:
+            self._name_blocks(sequence, last)
+            for index in range(first, last):
+                self.pool.know(sequence.block_ids[index], sequence.keys[index])
 
     def stats(self) -> EngineStats:
         """Gauges of now and counters since the start; tokens generated are the engine's to count."""
@@ -119,6 +124,7 @@ class Scheduler:
             assert sequence.slot == slot and sequence not in self.waiting
             assert sequence.computed <= len(sequence.block_ids) * self._info.block_size
             assert sequence.computed <= sequence.length + sequence.pending <= self._info.max_model_len
+        assert self._filling.keys() <= {sequence.order for sequence in self.running.values()}
         assert self.waiting.tokens == sum(sequence.length for sequence in self.waiting)
         for sequence in self.waiting:
             assert sequence.slot is None and not sequence.block_ids and not sequence.computed
@@ -166,12 +172,23 @@ class Scheduler:
         """Give slots, blocks and tokens to those that wait, strictly in turn: nobody passes a long prompt by."""
         while self._budget and (sequence := self.waiting.peek()) is not None:
             # Who has just lost its blocks waits a step: what was computed in them is not read back yet.
-            if sequence.order in self._sent_back or not self._fits(sequence):
+            if sequence.order in self._sent_back or self._is_being_computed(sequence) or not self._fits(sequence):
                 break
             assert not sequence.pending, "a token that only the device knows belongs to a slot that is gone"
             self.waiting.pop()
             self._take_slot(sequence)
             self._compute(sequence, min(self._budget, sequence.length - sequence.computed))
+
+    def _is_being_computed(self, sequence: Sequence) -> bool:
+        """Whether somebody computes a good part of `sequence` right now, which it can have in a step or two."""
+        if not self._filling or not self._may_share(sequence):
+            return False
+        # Who waits already waits to the end. Equal keys mean that all before them is equal too.
+        at = len(self._hits(sequence)) + (0 if self._held == sequence.order else self._worth_blocks - 1)
+        key = sequence.keys[at : at + 1]
+        held = bool(key) and any(other.keys[at : at + 1] == key for other in self._filling.values())
+        self._held = sequence.order if held else -1
+        return held
 
     def _fits(self, sequence: Sequence) -> bool:
         """Whether `sequence` can run now; with priorities, after those that matter less have made room."""
@@ -189,10 +206,7 @@ class Scheduler:
     def _wanted(self, sequence: Sequence) -> int:
         """Free blocks that there must be to admit `sequence`: its own, and one for each that runs."""
         hits = self._hits(sequence)
-        return self._blocks(sequence) - len(hits) + self.pool.idle(hits) + len(self.running)
-
-    def _blocks(self, sequence: Sequence) -> int:
-        return -(-sequence.length // self._info.block_size)
+        return -(-sequence.length // self._info.block_size) - len(hits) + self.pool.idle(hits) + len(self.running)
 
     def _lesser(self, sequence: Sequence) -> Sequence | None:
         """A running sequence that matters less than one that waits, if sending all such back can make room for it."""
@@ -207,14 +221,17 @@ class Scheduler:
     def _take_slot(self, sequence: Sequence) -> None:
         hits = self._hits(sequence)
         self.pool.share(hits)
-        sequence.block_ids = hits + self.pool.take(self._blocks(sequence) - len(hits))
+        sequence.block_ids = hits + self.pool.take(-(-sequence.length // self._info.block_size) - len(hits))
         sequence.computed = len(hits) * self._info.block_size
         sequence.slot = self._slots.pop()
         self.running[sequence.slot] = sequence
         self._admitted.append(sequence)
+        if self._may_share(sequence):
+            self._filling[sequence.order] = sequence
         if sequence.preemptions:
             self._recomputed += max(0, sequence.redo - sequence.computed)
         else:
+            sequence.queued = time.monotonic() - sequence.arrived
             sequence.cached = sequence.computed
             self._counts["prompt_tokens"] += sequence.prompt_length
             self._counts["prefix_queries"] += sequence.prompt_length if self._may_share(sequence) else 0
@@ -241,7 +258,7 @@ class Scheduler:
 
     def _work_to_redo(self, sequence: Sequence) -> tuple[int, int, int]:
         """The order of victims: who matters least, has computed least, came last."""
-        rank = sequence.request.priority if self._policy == "priority" else 0
+        rank = 0 if self._policy == "fcfs" else sequence.request.priority
         return -rank, sequence.computed, -sequence.order
 
     def _preempt(self, victim: Sequence) -> None:
@@ -265,6 +282,7 @@ class Scheduler:
         self.pool.give_back(sequence.block_ids)
         sequence.block_ids = []
         del self.running[sequence.slot]
+        self._filling.pop(sequence.order, None)
         self._slots.append(sequence.slot)
         self._released.append(sequence.slot)
         sequence.slot = None

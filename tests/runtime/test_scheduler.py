@@ -5,6 +5,7 @@ import logging
 import pytest
 
 from quantlab.runtime.batch import Batch
+from quantlab.runtime.scheduler import WORTH_WAITING
 from tests.runtime.scripted import Bench, ask, bench, prompts
 
 
@@ -176,3 +177,48 @@ def test_requests_with_one_beginning_share_its_blocks_while_they_run() -> None:
     run.add(ask("second", (*range(1, 17), 40), max_tokens=2, ignore_eos=True))
     assert stepped(run) == {"first": 1, "second": 1}
     assert free - run.engine.stats().blocks_free <= 2
+
+
+SHARED = {"num_blocks": 128, "max_model_len": 200, "max_batch_tokens": 100}
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_who_comes_with_the_same_long_prompt_waits_until_it_is_computed_once(overlap: bool) -> None:
+    run = bench(overlap, changes=SHARED)
+    prompt = tuple(1 + place % 40 for place in range(150))
+    requests = [ask(str(i), (*prompt, i + 1), max_tokens=6, ignore_eos=True) for i in range(6)]
+    run.add(*requests)
+    run.run()
+    run.assert_as_alone(*requests)
+    # The prompt once, to the last full block; the rest of it, and five more tokens, for each; at the end of a prompt
+    # little is left to wait for.
+    least = 148 + 6 * (3 + 5)
+    assert least <= sum(batch.tokens for batch in run.runner.batches) < least + WORTH_WAITING
+    assert len(run.runner.batches) <= 2 + 1 + overlap + 6
+
+
+def test_who_comes_with_another_prompt_does_not_wait() -> None:
+    run = bench(changes=SHARED)
+    run.add(*(ask(str(i), (i + 1,) * 90, max_tokens=3) for i in range(3)))
+    assert stepped(run) == {"0": 90, "1": 10}
+
+
+def test_a_short_common_beginning_is_not_waited_for() -> None:
+    run = bench(changes=SHARED)
+    run.add(*(ask(str(i), (7,) * 40 + (i + 1,) * 9, max_tokens=3) for i in range(2)))
+    assert stepped(run) == {"0": 49, "1": 49}
+
+
+@pytest.mark.parametrize("ending", ["abort", "fail"])
+def test_nobody_waits_for_a_prompt_that_is_computed_no_more(ending: str) -> None:
+    run = bench(changes=SHARED | {"max_batch_tokens": 80}, fails=frozenset({"first"} if ending == "fail" else ()))
+    prompt = tuple(1 + place % 40 for place in range(150))
+    second = ask("second", prompt, max_tokens=4)
+    run.add(ask("first", prompt, max_tokens=4), second)
+    run.step()
+    assert running(run) == ["first"]
+    if ending == "abort":
+        run.engine.abort("first")
+    run.run()
+    run.assert_as_alone(second)
+    assert run.endings("first") == ["abort" if ending == "abort" else "error"]
