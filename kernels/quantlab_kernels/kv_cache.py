@@ -22,8 +22,6 @@ from quantlab_kernels.launch import has_pdl, require, require_gpu
 HEAD_DIMS = (64, 96, 128, 256)
 TILE_TOKENS = 16  # tokens of an INT8 tile, and the multiple that a block's size must be of
 INT8_MAX = 127.0
-# Up to so many tokens attention may begin while the projection still runs.
-FEW_TOKENS = 8
 # The scale of a row of zeros: any positive number serves.
 SMALLEST_ABSMAX = 1e-20
 
@@ -143,15 +141,12 @@ def _write_kernel(
     k_cache, v_cache, scales, slots, q_heads, kv_heads,
     HEAD_DIM: tl.constexpr, HALF: tl.constexpr, PAIRS: tl.constexpr, REST: tl.constexpr, DIM: tl.constexpr,
     HEADS: tl.constexpr, BLOCK_SIZE: tl.constexpr, NORM: tl.constexpr, INT8: tl.constexpr, TILE: tl.constexpr,
-    PDL: tl.constexpr, FEW: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     if PDL:
-        # Attention over many sequences fills the GPU in one even wave only if what came before is gone when it begins.
-        if FEW:
-            tl.extra.cuda.gdc_launch_dependents()
+        # In this order: attention fills the GPU in one even wave only if what came before this kernel is gone by then.
         tl.extra.cuda.gdc_wait()
-        if not FEW:
-            tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_launch_dependents()
     # HALF: pairs that turn (0: none); PAIRS, REST, DIM: powers of two that hold the pairs, the other channels, all.
     token = tl.program_id(0).to(tl.int64)
     tiles_q = tl.cdiv(q_heads, HEADS)
@@ -244,7 +239,7 @@ def write_kv(
         HEAD_DIM=head_dim, HALF=half, PAIRS=triton.next_power_of_2(max(half, 1)),
         REST=triton.next_power_of_2(max(head_dim - 2 * half, 1)), DIM=triton.next_power_of_2(head_dim),
         HEADS=heads, BLOCK_SIZE=cache.block_size, NORM=norm is not None, INT8=cache.is_int8, TILE=TILE_TOKENS,
-        PDL=pdl, FEW=tokens <= FEW_TOKENS, launch_pdl=pdl,
+        PDL=pdl, launch_pdl=pdl,
     )  # fmt: skip
 
 

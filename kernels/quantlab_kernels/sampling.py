@@ -13,10 +13,10 @@ from quantlab_kernels.launch import has_pdl, require, require_gpu
 
 # Columns that a draw sums before anything else, and that a program of it takes.
 BLOCK, DRAW_COLUMNS = 512, 4096
-# A row is cut into parts of this many columns or more, but into no more than fill the GPU with programs: those of the
-# nucleus are one warp each, as its sums in 16 ways are then spread over columns alone.
+# A row is cut into parts of this many columns or more, but into no more than fill the GPU with programs: one pass for
+# the greatest, several for the nucleus, whose programs compute more.
 PART_COLUMNS, MOST_PARTS = 2048, 64
-PROGRAMS, WARP_PROGRAMS, WARP_COLUMNS = 264, 1584, 128
+PROGRAMS, NUCLEUS_PROGRAMS = 264, 1056
 # Floats from 0 to 2 are in the order of their 30 low bits; each pass over a row settles four of them, the last two.
 BITS, DIGIT = 30, 4
 WAYS = tl.constexpr(1 << DIGIT)
@@ -84,15 +84,29 @@ def _nucleus_kernel(
         tl.store(below_out + row, below + 1)
     else:
         tl.store(below_out + row, below, part == 0)
-        step = step // WAYS if not FIRST else step
-        limit = (below + way * tl.maximum(step, 1)).to(tl.float32, bitcast=True)
-        acc = tl.zeros((WAYS, WIDTH), tl.float32)
+        step = tl.maximum(step // WAYS, 1) if not FIRST else step
         begin = part * span
-        for start in tl.range(begin, tl.minimum(begin + span, columns), WIDTH, num_stages=4):
-            column = start + tl.arange(0, WIDTH)
-            p = tl.load(probabilities + row.to(tl.int64) * columns + column, column < columns, 0.0)
-            acc += tl.where(p[None, :] > limit[:, None], p[None, :], 0.0)
-        tl.store(sums_out + (row * PARTS + part) * WAYS + way, tl.sum(acc, 1))
+        end = tl.minimum(begin + span, columns)
+        row_of = probabilities + row.to(tl.int64) * columns
+        lane = tl.arange(0, WIDTH)
+        # A sum a limit, in a tuple: as one matrix, every step would pass through shared memory.
+        sums = ()
+        for _ in tl.static_range(1, WAYS):
+            sums = sums + (tl.zeros((WIDTH,), tl.float32),)
+        p = tl.load(row_of + begin + lane, begin + lane < end, 0.0)
+        for start in tl.range(begin, end, WIDTH):
+            column = start + WIDTH + lane
+            ahead = tl.load(row_of + column, column < end, 0.0)
+            more = ()
+            for i in tl.static_range(1, WAYS):
+                limit = (below + i * step).to(tl.float32, bitcast=True)
+                more = more + (sums[i - 1] + tl.where(p > limit, p, 0.0),)
+            sums = more
+            p = ahead
+        to = sums_out + (row * PARTS + part) * WAYS
+        tl.store(to, 0.0)
+        for i in tl.static_range(1, WAYS):
+            tl.store(to + i, tl.sum(sums[i - 1], 0))
 
 
 @triton.jit(do_not_specialize=["columns", "blocks"])
@@ -166,8 +180,8 @@ def nucleus_floor(probabilities: Tensor, top_p: Tensor) -> Tensor:
     below = torch.empty(2, rows, dtype=torch.int32, device=probabilities.device)
     if rows == 0:
         return below[0].view(torch.float32)
-    parts, pdl = _parts(rows, columns, WARP_PROGRAMS), has_pdl(probabilities)
-    span = triton.cdiv(triton.cdiv(columns, parts), WARP_COLUMNS) * WARP_COLUMNS
+    parts, pdl = _parts(rows, columns, NUCLEUS_PROGRAMS), has_pdl(probabilities)
+    span = triton.cdiv(triton.cdiv(columns, parts), BLOCK) * BLOCK
     sums = torch.empty(2, rows, parts, WAYS.value, dtype=torch.float32, device=probabilities.device)
     passes = triton.cdiv(BITS, DIGIT)
     for i in range(passes + 1):
@@ -176,7 +190,7 @@ def nucleus_floor(probabilities: Tensor, top_p: Tensor) -> Tensor:
         grid = (1 if i == passes else parts, rows)
         _nucleus_kernel[grid](
             probabilities, top_p, below[1 - i % 2], sums[1 - i % 2], below[i % 2], sums[i % 2], columns, span, step,
-            PARTS=parts, WIDTH=WARP_COLUMNS, FIRST=i == 0, LAST=i == passes, PDL=pdl, num_warps=1, launch_pdl=pdl,
+            PARTS=parts, WIDTH=BLOCK, FIRST=i == 0, LAST=i == passes, PDL=pdl, num_warps=4, launch_pdl=pdl,
         )  # fmt: skip
     return below[passes % 2].view(torch.float32)
 

@@ -151,11 +151,10 @@ def cache_bytes(sequences: int, tokens: int, int8: bool) -> int:
 
 def _time(x: Tensor, residual: Tensor, layers: list[Layer], step: Step, without: str) -> float:
     """Microseconds a layer; each takes what the layer before it gave."""
-    state = (x, residual)
+    state = [(x, residual)]
 
     def enqueue(i: int) -> None:
-        nonlocal state
-        state = forward(*(state if i else (x, residual)), layers[i], step, without)
+        state[:] = [forward(*(state[0] if i else (x, residual)), layers[i], step, without)]
 
     return graph_time(enqueue, len(layers)).median
 

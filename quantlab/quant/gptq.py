@@ -21,7 +21,7 @@ from quantlab.schemes import Scheme
 MAX_RETRIES = 12
 # Columns between two matrix products: few enough that what they share stays in the cache.
 BLOCK = 32
-# The most that the kernel takes on a GPU.
+# On a GPU, whatever is asked: the most that the kernel takes. It costs a quarter of blocks of 32.
 GPU_BLOCK = 128
 # Lengths of products are rounded up to this many columns: the CPU library compiles and keeps code for every shape it
 # meets, which came to half a gigabyte where each block had a length of its own.
@@ -79,7 +79,7 @@ def solve(
     errors, codes = torch.zeros_like(wt), torch.empty_like(wt)
     inside = solve_block
     if w.is_cuda:
-        inside, block_size = _solve_block_at_once, min(block_size, GPU_BLOCK)
+        inside, block_size = _solve_block_at_once, GPU_BLOCK
     for stop in range(len(wt), 0, -block_size):
         span = slice(max(0, stop - block_size), stop)
         feedback = upper[span] / upper.diagonal()[span, None]

@@ -132,8 +132,9 @@ def test_many_steps_and_uneven_chunks(int8: bool, head_dim: int, block_size: int
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("window", [None, 900])
-def test_a_long_chunk_over_small_blocks(window: int | None):
-    arguments = case([(4700, 4500), (300, 200)], Heads(4, 1, 128), torch.bfloat16, False)
+def test_a_long_chunk_over_small_blocks(window: int | None, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("quantlab_kernels.paged_prefill.LONG_CHUNK", 500)
+    arguments = case([(1700, 1500), (300, 200)], Heads(4, 1, 128), torch.bfloat16, False)
     assert_matches_reference(*arguments, window=window)
 
 
