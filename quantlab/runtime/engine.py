@@ -112,6 +112,7 @@ class Engine:
             token if reason == "stop" else None,
             sequence.cached,
             prompt_logprobs(sequence) if len(sequence.output_ids) == 1 else None,
+            queue_seconds=sequence.queued if len(sequence.output_ids) == 1 else 0.0,
         )
 
     def _finish_reason(self, sequence: Sequence, token: int) -> FinishReason | None:
@@ -129,6 +130,7 @@ class Engine:
             finish_reason=reason,
             cached_tokens=sequence.cached,
             prompt_logprobs=prompt_logprobs(sequence),
+            queue_seconds=sequence.queued,
         )
 
     def _fail(self, sequence: Sequence, why: str) -> TokenEvent:

@@ -71,7 +71,8 @@ class TokenEvent:
 
     `logprobs` is parallel to `token_ids` when asked for. `stop_token` is the token that ended it (it is the last of
     `token_ids`). `cached_tokens` of the prompt came from the prefix cache. `prompt_logprobs`, on the first event only,
-    has None for the first prompt token. `error` says in one sentence why a request ended with "error".
+    has None for the first prompt token; `queue_seconds`, on the first too, is the wait for the first step. `error` says
+    in one sentence why a request ended with "error".
     """
 
     request_id: str
@@ -82,16 +83,18 @@ class TokenEvent:
     cached_tokens: int = 0
     prompt_logprobs: tuple[TokenLogprobs | None, ...] | None = None
     error: str | None = None
+    queue_seconds: float = 0.0
 
 
 @dataclass(slots=True)
 class Sequence:
     """A request inside the engine: the only mutable state of it, owned by the scheduler.
 
-    `computed` tokens have their keys and values in `block_ids`. `slot` is its row in the runner's per-sequence state
-    while it runs. `pending` sampled tokens are on the device and not read back yet. `order` is its place in the order
-    of arrival, `limit` the most output tokens it may have. `keys` name its full blocks in the prefix cache. `redo`
-    tokens were computed and lost to a preemption. `prompt_logprobs` fills up until the first event takes it.
+    `computed` tokens have their keys and values in `block_ids`. `slot` is its row in the runner's per-sequence
+    state while it runs. `pending` sampled tokens are on the device and not read back yet. `order` is its place in
+    the order of arrival, `queued` the seconds it waited for its first step, `limit` the most output tokens it may
+    have. `keys` name its full blocks in the prefix cache. `redo` tokens were computed and lost to a preemption.
+    `prompt_logprobs` fills up until the first event takes it.
     """
 
     request: Request
@@ -103,6 +106,7 @@ class Sequence:
     slot: int | None = None
     preemptions: int = 0
     arrived: float = 0.0
+    queued: float = 0.0
     order: int = 0
     limit: int = 0
     keys: list[tuple[bytes, bytes]] = field(default_factory=list)

@@ -98,6 +98,8 @@ class Generation:
         if choice.first_at is None:
             choice.first_at = now
             metrics.first_token.observe(now - self._arrived)
+            metrics.queue.observe(event.queue_seconds)
+            metrics.prefill.observe(max(0.0, now - self._arrived - event.queue_seconds))
             metrics.cached_tokens.inc(event.cached_tokens)
             self._service.admission.start(self._ticket)
         elif event.token_ids:

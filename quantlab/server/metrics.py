@@ -55,7 +55,7 @@ class Metrics:
         )
         self.end_to_end = self._histogram("e2e_request_latency_seconds", "Arrival to the last token.", LONG)
         self.queue = self._histogram("request_queue_time_seconds", "Wait in the engine before the first step.", LONG)
-        self.prefill = self._histogram("request_prefill_time_seconds", "First step to first token.", LONG)
+        self.prefill = self._histogram("request_prefill_time_seconds", "Arrival to first token, less the wait.", LONG)
         self.decode = self._histogram("request_decode_time_seconds", "First token to last token.", LONG)
         self.prompt_tokens = self._histogram("request_prompt_tokens", "Tokens of a prompt.", COUNTS)
         self.generation_tokens = self._histogram("request_generation_tokens", "Tokens of an answer.", COUNTS)

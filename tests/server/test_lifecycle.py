@@ -136,3 +136,13 @@ def test_many_that_leave_do_not_hold_up_the_next(start: Start) -> None:
     assert server.complete("a", max_tokens=2).status_code == 200
     assert time.monotonic() - begin < 2
     server.until(lambda: server.metric("kv_blocks_free") == free, 2.0)
+
+
+def test_time_in_the_queue_is_told_apart_from_the_first_token(start: Start) -> None:
+    server = start(pace=0.01, engine={"max_num_seqs": 1})
+    with ThreadPoolExecutor() as pool:
+        answers = [asking(server, pool, max_tokens=50) for _ in range(2)]
+        assert {answer.result().status_code for answer in answers} == {200}
+    assert server.metric("request_queue_time_seconds_count") == 2
+    waited, first = (server.metric(f"{name}_seconds_sum") for name in ("request_queue_time", "time_to_first_token"))
+    assert 0.4 < waited < first
