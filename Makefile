@@ -56,8 +56,8 @@ bench-resume: $(VENV)/.installed  ## kill at random points, resume, compare ever
 bench-parity: $(VENV)/.installed  ## greedy texts of the engine against transformers, one prompt at a time (ARGS=--help)
 	$(RUN) -m quantlab.bench.parity $(ARGS)
 
-bench-kernels: $(VENV)/.installed  ## W4A16 linears on this GPU against cuBLAS and their floor (ARGS=--help)
-	$(RUN) -m quantlab.bench.kernels_w4a16 $(ARGS)
+bench-kernels: $(VENV)/.installed  ## every kernel on this GPU against its baselines and floors (ARGS=--help)
+	$(RUN) -m quantlab.bench.kernels $(ARGS)
 
 clean:  ## remove what the targets made, the environment included
 	rm -rf $(VENV) build dist work .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from quantlab_kernels.launch import has_pdl, require, require_gpu
+from quantlab_kernels.rows import empty_rows
 
 DTYPES = (torch.float16, torch.bfloat16)
 # A row is one program's: the widest that its registers take.
@@ -132,7 +133,7 @@ def rms_norm(
     ValueError.
     """
     count = _check_norm(x, weight, residual, rows)
-    out = torch.empty(count, x.shape[1], dtype=x.dtype, device=x.device)
+    out = empty_rows(count, x.shape[1], x.dtype, x.device)
     return out, _launch_norm(x, weight, eps, (residual, rows), (out, None))
 
 
@@ -151,7 +152,7 @@ def silu_mul(gate_up: Tensor) -> Tensor:
     Raises ValueError.
     """
     columns = _check_gate_up(gate_up)
-    out = torch.empty(gate_up.shape[0], columns, dtype=gate_up.dtype, device=gate_up.device)
+    out = empty_rows(gate_up.shape[0], columns, gate_up.dtype, gate_up.device)
     if out.numel():
         pdl = has_pdl(gate_up)
         grid = (triton.cdiv(columns, COLUMNS), gate_up.shape[0])
@@ -225,7 +226,7 @@ def _warps(width: int) -> int:
 
 
 def _empty_codes(rows: int, columns: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    codes = torch.empty(rows, columns, dtype=torch.int8, device=like.device)
+    codes = empty_rows(rows, columns, torch.int8, like.device)
     return codes, torch.empty(rows, dtype=torch.float32, device=like.device)
 
 

@@ -27,6 +27,7 @@ from quantlab_kernels.decode_parts import (
 from quantlab_kernels.kv_cache import KVCache, Pages, check_heads
 from quantlab_kernels.launch import has_pdl, require
 from quantlab_kernels.paged_decode_int8 import HEADS_INT8, launch_int8
+from quantlab_kernels.rows import empty_rows
 
 # More query heads than this on a KV head take several programs, each with its own pass over K and V.
 HEADS_16BIT = 64
@@ -114,7 +115,7 @@ def paged_decode(
     Returns out in q's dtype; a sequence of length 0 gives zeros. Raises ValueError.
     """
     sequences, heads = _check(q, cache, pages, window)
-    out = torch.empty(q.shape, dtype=q.dtype, device=q.device) if out is None else out
+    out = empty_rows(len(q), q.shape[1] * q.shape[2], q.dtype, q.device).view(q.shape) if out is None else out
     require(out.shape == q.shape and out.dtype == q.dtype and out.is_contiguous(), "out must be contiguous, as q else")
     if sequences == 0:
         return out

@@ -29,13 +29,17 @@ SERVE_EXAMPLES = (
     ),
     ("quantlab bench serve --concurrency 16 --shared-prefix 1000 --input 1100", "what the prefix cache gives"),
 )
+KERNEL_EXAMPLES = (
+    ("quantlab bench kernels --out rows.jsonl", "every kernel on this GPU, a JSON line a row"),
+    ("quantlab bench kernels --only w4a16 --tune", "measure tiles for this GPU first, and keep the fastest"),
+)
 EXAMPLES = SERVE_EXAMPLES
 app = typer.Typer(context_settings=SETTINGS, epilog=epilog(EXAMPLES))
 
 
 @app.callback(invoke_without_command=True)
 def root(context: typer.Context) -> None:
-    """Measure a server under load."""
+    """Measure a server under load, or the kernels on this GPU."""
     if context.invoked_subcommand is None:
         print(context.get_help())
 
@@ -79,6 +83,28 @@ def serve(
     if out is not None:
         check_folder(out)
     measure(LoadOptions(target, levels, work, limits, requests, seconds, warmup), out, json)
+
+
+@app.command("kernels", context_settings=SETTINGS, epilog=epilog(KERNEL_EXAMPLES))
+def kernels(only: arg.Only = None, tune: arg.Tune = False, out: arg.Rows = None) -> None:
+    """Time every GPU kernel on this machine against its baselines and floors, its error beside it.
+
+    Tables go to stdout, JSON lines to --out or stderr. Exits with 3 where there is no CUDA GPU.
+    """
+    from quantlab.bench.kernels import BENCHES, run
+    from quantlab.errors import MissingExtra, UsageError
+
+    names = tuple(BENCHES) if only is None else tuple(name.strip() for name in only.split(","))
+    for name in names:
+        if name not in BENCHES:
+            raise UsageError(f"no bench is called {name!r}", where="--only", fix=f"one of {', '.join(BENCHES)}")
+    import torch
+
+    if not torch.cuda.is_available():
+        raise MissingExtra(
+            "no CUDA GPU", where="quantlab bench kernels", fix="run it where `quantlab doctor` shows one"
+        )
+    run(names, tune, out)
 
 
 def measure(options: "LoadOptions", out: Path | None, json: bool) -> None:

@@ -112,3 +112,14 @@ Out = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.", rich_help_panel=OUTPUT)]
+Only = Annotated[
+    str | None,
+    typer.Option(
+        "--only", metavar="A,B", help="w4a16, w8a8, load, attention, layer; all unless given.", show_default=False
+    ),
+]
+Tune = Annotated[bool, typer.Option("--tune", help="Measure tiles first and write the data files of the package.")]
+Rows = Annotated[
+    Path | None,
+    typer.Option("--out", "-o", metavar="FILE", help="Append a JSON line a row to this file.", show_default=False),
+]

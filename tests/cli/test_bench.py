@@ -60,3 +60,12 @@ def test_a_file_of_prompts_that_is_not_there(cli: Any, here: Path) -> None:
     with serving(Script()) as script:
         ran = cli("bench", "serve", "--base-url", script.url, "--concurrency", "1", "--prompts", "none.jsonl")
     assert ran.code == 6 and "none.jsonl" in ran.err
+
+
+def test_kernels_need_a_gpu_and_a_known_name(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    ran = cli("bench", "kernels", "--only", "w8a8")
+    assert ran.code == 3 and len(ran.lines) == 1
+    assert ran.lines[0].startswith("error: QL0301 quantlab bench kernels: no CUDA GPU; try: ")
+    ran = cli("bench", "kernels", "--only", "w4a16,nothing")
+    assert ran.code == 2 and "no bench is called 'nothing'" in ran.lines[0]

@@ -1,4 +1,4 @@
-"""Run as a script: compiles W4A16 kernels for GPUs that need not be there, and prints what their machine code holds.
+"""Run as a script: compiles kernels of linears for GPUs that need not be there; prints what their machine code holds.
 
 A process of its own, since the tests' process has Triton's interpreter switched on. Prints one JSON object.
 """
@@ -19,6 +19,10 @@ from quantlab_kernels.layout import QuantizedWeight
 from quantlab_kernels.w4a16_compile import OfflineDriver, Product, compile_product
 from quantlab_kernels.w4a16_layout import to_kernel
 from quantlab_kernels.w4a16_tiles import DecodeTile, GluonTile, PlainTile
+from quantlab_kernels.w8a8 import prepare
+from quantlab_kernels.w8a8_layout import W8A8Weight
+from quantlab_kernels.w8a8_tiles import DotTile, OneTokenTile, WgmmaTile
+from quantlab_kernels.w8a8_tiles import Tile as W8A8Tile
 from quantlab_kernels.warm_up import compilations, warm_up
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
@@ -34,13 +38,47 @@ PRODUCTS = {
     "gluon-64-zeros": (90, Product(4096, 4096, 64, GluonTile(4, 1, 64, 0, 2, 4, 2), torch.float16, 64, True, True)),
     "gluon-192": (90, Product(4096, 4096, 192, GluonTile(8, 1, 128, 64, 2, 2, 1), torch.bfloat16)),
     "gluon-256": (90, Product(4096, 4096, 4096, GluonTile(8, 1, 256, 0, 2, 1, 1), torch.bfloat16)),
+    "gluon-256-shared": (90, Product(4096, 4096, 4096, GluonTile(8, 1, 256, 0, 2, 0, 1), torch.bfloat16)),
+    "gluon-144-shared": (90, Product(4096, 4096, 4096, GluonTile(8, 1, 128, 16, 2, 0, 1), torch.bfloat16)),
+    "gluon-8bit-8": (90, Product(128256, 4096, 8, GluonTile(8, 1, 8, 0, 2, 1, 2), torch.bfloat16, bits=8)),
+    "gluon-8bit-zeros": (
+        90,
+        Product(4096, 4096, 64, GluonTile(8, 1, 64, 0, 2, 0, 2), torch.float16, 32, True, True, bits=8),
+    ),  # fmt: skip
+}
+# Capability, tokens, N, K, tile.
+W8A8: dict[str, tuple[int, int, int, int, W8A8Tile]] = {
+    "w8a8-dot-sm80": (80, 64, 4096, 4096, DotTile(64, 64)),
+    "w8a8-dot-sm100": (100, 64, 4096, 4096, DotTile(64, 64)),
+    "w8a8-one-token": (90, 1, 4096, 14336, OneTokenTile(4, 512, 2)),
+    "w8a8-8": (90, 8, 4096, 4096, WgmmaTile(4, 1, 8, 1, 6, 3)),
+    "w8a8-64": (90, 64, 28672, 4096, WgmmaTile(4, 2, 64, 1, 1, 2)),
+    "w8a8-128": (90, 1024, 4096, 4096, WgmmaTile(4, 2, 128, 1, 1, 2)),
+    "w8a8-256-shared": (90, 4096, 4096, 4096, WgmmaTile(8, 2, 128, 1, 0, 1)),
 }
 
 
-def report(capability: int, product: Product) -> dict[str, Any]:
-    """Registers, stack and shared memory; counts of instructions in the innermost loop that multiplies; WGMMA lint."""
+def w4a16_report(capability: int, product: Product) -> dict[str, Any]:
+    """`report` of a W4A16 or W8A16 kernel."""
     triton.runtime.driver.set_active(OfflineDriver(capability))
-    kernel = compile_product(product)
+    return report(capability, compile_product(product))
+
+
+def w8a8_report(capability: int, tokens: int, rows: int, columns: int, tile: W8A8Tile) -> dict[str, Any]:
+    """`report` of a W8A8 kernel."""
+    triton.runtime.driver.set_active(OfflineDriver(capability))
+    codes, scales = torch.empty(tokens, columns, dtype=torch.int8), torch.empty(tokens)
+    weight = W8A8Weight(torch.empty(rows, columns, dtype=torch.int8), torch.empty(rows))
+    out = torch.empty(tokens, rows, dtype=torch.bfloat16)
+    kernel, grid, arguments, options = prepare(codes, scales, weight, None, out, tile, early=capability >= 90)
+    return report(capability, kernel.warmup(*arguments, grid=grid, **options))
+
+
+def report(capability: int, kernel: Any) -> dict[str, Any]:
+    """Registers, stack and shared memory; counts of instructions in the innermost loop that multiplies; WGMMA lint.
+
+    For a kernel without tensor cores the counts are those of all of it.
+    """
     with tempfile.TemporaryDirectory() as folder:
         cubin, ptx = Path(folder) / "k.cubin", Path(folder) / "k.ptx"
         cubin.write_bytes(kernel.asm["cubin"])
@@ -55,6 +93,7 @@ def report(capability: int, product: Product) -> dict[str, Any]:
         "stack": int(found[2]),
         "shared": kernel.metadata.shared,
         "loop": Counter(op.split(".")[0] for _, op, _ in multiplying_loop(code)),
+        "wide_loads": len(re.findall(r"LDG\.E\.(?:EF\.)?128", text)),
         "warnings": re.findall(r"C75\d\d", words),
         "full_waits": len(re.findall(r"DEPBAR\.LE gsb0, 0x0", text)),
         "overwritten": overwritten_operands(code),
@@ -74,8 +113,8 @@ def loops(code: list[tuple[int, str, str]]) -> list[list[tuple[int, str, str]]]:
 
 
 def multiplying_loop(code: list[tuple[int, str, str]]) -> list[tuple[int, str, str]]:
-    """The shortest loop with tensor core instructions."""
-    return min((loop for loop in loops(code) if any("MMA" in op for _, op, _ in loop)), key=len)
+    """The shortest loop with tensor core instructions, or all of the code."""
+    return min((loop for loop in loops(code) if any("MMA" in op for _, op, _ in loop)), key=len, default=code)
 
 
 def overwritten_operands(code: list[tuple[int, str, str]]) -> int:
@@ -117,6 +156,12 @@ def _run(tool: str, *words: object) -> str:
     return done.stdout + done.stderr
 
 
+def main(wanted: list[str]) -> None:
+    """Print the reports of the kernels that are wanted, all of them if none is named."""
+    reports = {name: w4a16_report(*product) for name, product in PRODUCTS.items() if not wanted or name in wanted}
+    reports |= {name: w8a8_report(*launch) for name, launch in W8A8.items() if not wanted or name in wanted}
+    print(json.dumps(reports | {"warm_up": warmed_up()}))
+
+
 if __name__ == "__main__":
-    wanted = sys.argv[1:] or list(PRODUCTS)
-    print(json.dumps({name: report(*PRODUCTS[name]) for name in wanted} | {"warm_up": warmed_up()}))
+    main(sys.argv[1:])

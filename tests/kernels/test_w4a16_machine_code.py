@@ -1,4 +1,4 @@
-"""What the W4A16 kernels compile to, for GPUs that need not be here: no spills, no conversions, tensor cores busy."""
+"""What kernels of linears compile to, for GPUs that need not be here: no spills, no conversions, tensor cores busy."""
 
 import json
 import os
@@ -12,11 +12,14 @@ pytest.importorskip("triton")
 SCRIPT = Path(__file__).with_name("machine_code.py")
 KERNELS = (
     "plain-sm80", "plain-sm100", "decode-sm80", "decode-sm90", "decode-sm100", "decode-zeros-sm90", "gluon-8",
-    "gluon-64-zeros", "gluon-192", "gluon-256",
+    "gluon-64-zeros", "gluon-192", "gluon-256", "gluon-256-shared", "gluon-144-shared", "gluon-8bit-8",
+    "gluon-8bit-zeros",
 )  # fmt: skip
 GLUON = [name for name in KERNELS if name.startswith("gluon")]
+W8A8 = ("w8a8-dot-sm80", "w8a8-dot-sm100", "w8a8-one-token", "w8a8-8", "w8a8-64", "w8a8-128", "w8a8-256-shared")
+WGMMA8 = [name for name in W8A8 if name[5].isdigit()]
 # Bytes of shared memory that a program may have: sm_80, sm_90 and sm_100 alike or more.
-SHARED = {"plain-sm80": 166_912, "decode-sm80": 166_912}
+SHARED = {"plain-sm80": 166_912, "decode-sm80": 166_912, "w8a8-dot-sm80": 166_912}
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +32,7 @@ def reports(repository: Path) -> dict:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("name", [*KERNELS, *(name for name in W8A8 if name != "w8a8-one-token")])
 def test_a_kernel_keeps_its_values_in_registers_and_multiplies_on_tensor_cores(name, reports):
     report = reports[name]
     assert report["stack"] == 0
@@ -59,6 +62,23 @@ def test_wgmmas_overlap_and_nothing_overwrites_what_they_read(name, reports):
     assert not report["warnings"]
     assert report["full_waits"] == 1  # only after the loop
     assert report["overwritten"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WGMMA8)
+def test_int8_wgmmas_overlap_with_the_arrival_of_the_next_stage(name, reports):
+    report = reports[name]
+    assert report["loop"]["IGMMA"] >= 4
+    assert not report["loop"].get("STS") and not report["loop"].get("LDS")
+    assert not report["warnings"]
+    assert report["full_waits"] == 1  # only after the loop
+
+
+@pytest.mark.slow
+def test_one_token_is_multiplied_by_dot_products_of_four_bytes_on_wide_loads(reports):
+    report = reports["w8a8-one-token"]
+    assert report["stack"] == 0 and report["wide_loads"] >= 28
+    assert report["loop"]["IDP"] >= 3 * report["wide_loads"]  # four for each load of weights; some load x
 
 
 @pytest.mark.slow
