@@ -117,8 +117,11 @@ class Engine:
 
     def _finish_reason(self, sequence: Sequence, token: int) -> FinishReason | None:
         params, count = sequence.request.params, len(sequence.output_ids)
-        ends = token in params.stop_token_ids or (token in self._eos and not params.ignore_eos)
-        if ends and count > params.min_tokens:
+        guided = (
+            params.grammar is not None
+        )  # such a text is whole when its grammar allows the end, and then nothing else
+        ends = token in params.stop_token_ids or (token in self._eos and (guided or not params.ignore_eos))
+        if ends and (guided or count > params.min_tokens):
             return "stop"
         return "length" if count >= sequence.limit else None
 

@@ -262,7 +262,7 @@ def test_wrong_numbers_end_their_request_alone_and_are_not_reused(overlap: bool)
 
 def test_a_grammar_sees_each_token_before_the_next_is_drawn() -> None:
     run = bench()
-    bound = ask("bound", (1, 2, 3), max_tokens=8, ignore_eos=True, grammar=Grammar("json_object"))
+    bound = ask("bound", (1, 2, 3), max_tokens=8, grammar=Grammar("json_object"))
     free = ask("free", (4, 5, 6), max_tokens=16, ignore_eos=True)
     run.add(bound, free)
     while run.engine.has_work:
@@ -272,6 +272,16 @@ def test_a_grammar_sees_each_token_before_the_next_is_drawn() -> None:
     run.assert_as_alone(bound, free)
     steps = [b.step for b in run.runner.batches if any(p.sequence.request is bound for p in b.slices)]
     assert min(later - earlier for earlier, later in zip(steps, steps[1:], strict=False)) == 2
+
+
+def test_the_end_of_a_grammars_text_is_its_end_whatever_else_was_asked() -> None:
+    prompt = next(p for p in prompts(400) if len(expected(ask("a", p, max_tokens=30))[0]) < 5)
+    settings = {"max_tokens": 30, "min_tokens": 10, "ignore_eos": True}
+    run = bench()
+    run.add(ask("a", prompt, grammar=Grammar("json_object"), **settings))
+    run.run()
+    assert run.tokens("a") == expected(ask("a", prompt, max_tokens=30))[0]
+    assert run.endings("a") == ["stop"]
 
 
 def test_a_request_that_can_never_run_is_refused_and_leaves_nothing() -> None:
