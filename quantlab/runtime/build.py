@@ -13,8 +13,9 @@ from quantlab.models.config import ModelConfig
 from quantlab.runtime.backend import Backend, choose_backend
 from quantlab.runtime.engine import Engine
 from quantlab.runtime.grammar import TokenGrammars
+from quantlab.runtime.guided import Grammars
 from quantlab.runtime.options import EngineInfo, EngineOptions
-from quantlab.runtime.sampler import Grammars, Sampler
+from quantlab.runtime.sampler import Sampler
 from quantlab.runtime.scheduler import Scheduler
 from quantlab.runtime.sizes import Sizes, limits_of, sizes_of
 from quantlab.runtime.source import FolderSource

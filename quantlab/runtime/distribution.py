@@ -17,13 +17,25 @@ BLOCK = 512  # columns summed at once by a draw
 CANDIDATES = 256  # likeliest tokens looked at first for a nucleus, on a CPU
 NucleusFloor = Callable[[Tensor, Tensor], Tensor]  # (probabilities [S, P], top_p [S]) -> the least one kept [S]
 _TINY = 1e-38
+_MASK = (1 << 64) - 1
 _ONE = 0x3F800000  # the bits of 1.0: floats from 0 to 1 are in the order of their bits
 
 
-def uniform(seed: int, position: int) -> float:
-    """A number in [0, 1), a function of (seed, position) alone: 52 bits of a hash, so u * total < total always."""
-    digest = hashlib.blake2b(struct.pack("<QQ", seed & (1 << 64) - 1, position), digest_size=8).digest()
-    return float(int.from_bytes(digest, "little") >> 12) / float(1 << 52)
+def stream(seed: int) -> int:
+    """Where the numbers of `seed` begin, 64 bits: near seeds begin far from each other."""
+    digest = hashlib.blake2b(struct.pack("<Q", seed & _MASK), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
+
+
+def uniform(begin: int, position: int) -> float:
+    """Number `position` of the stream that begins at `begin`, in [0, 1): 52 bits, so that u * total < total always.
+
+    SplitMix64 (Steele, Lea and Flood 2014), whose numbers are a function of their place, in any order.
+    """
+    z = (begin + (position + 1) * 0x9E3779B97F4A7C15) & _MASK
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 & _MASK
+    z = (z ^ z >> 27) * 0x94D049BB133111EB & _MASK
+    return ((z ^ z >> 31) >> 12) / (1 << 52)
 
 
 def padded(vocab_size: int) -> int:

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from quantlab.runtime.batch import Sampled, Slice
-from quantlab.runtime.distribution import padded, uniform
+from quantlab.runtime.distribution import padded, stream, uniform
+from quantlab.runtime.guided import Grammars, Guided
 from quantlab.runtime.logprobs import LogprobTensors, read_logprobs, start_copy, token_logprobs
-from quantlab.runtime.request import Grammar, Sequence, TokenLogprobs
+from quantlab.runtime.request import Sequence, TokenLogprobs
 from quantlab.runtime.sampler_rows import (
     History,
     Plan,
@@ -51,31 +52,6 @@ def operations_for(device: torch.device) -> Operations:
     """Those of the kernels on a GPU (imported then: they need Triton), plain torch elsewhere."""
     name = "quantlab_kernels.sampling" if device.type == "cuda" else "quantlab.runtime.distribution"
     return cast(Operations, import_module(name))
-
-
-class Matcher(Protocol):
-    """The state of one sequence's grammar."""
-
-    def consume(self, token_ids: Ordered[int]) -> None:
-        """Go on by tokens that were sampled."""
-
-    def fill(self, mask: Tensor) -> None:
-        """Write which tokens may come next: mask: [ceil(V / 32)] int32 on the host, bit i of word w for 32 w + i."""
-
-
-class Grammars(Protocol):
-    """Makes matchers for one tokenizer (`grammar.TokenGrammars`)."""
-
-    def start(self, grammar: Grammar) -> Matcher:
-        """A matcher at the beginning of `grammar`; one that allows nothing if it cannot be compiled."""
-
-
-@dataclass(slots=True)
-class _Guided:
-    """A matcher and how many output tokens it has consumed."""
-
-    matcher: Matcher
-    consumed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +102,7 @@ class Sampler:
         self.vocab_size = vocab_size
         self.device = device
         self.eos_token_ids = tuple(eos_token_ids)
-        self.grammars = grammars
+        self._guided = Guided(vocab_size, grammars)
         self.width = padded(vocab_size)
         self.operations = operations_for(device)
         self.last_tokens = torch.zeros(max_num_seqs, dtype=torch.int64, device=device)
@@ -135,10 +111,22 @@ class Sampler:
             torch.zeros(shape, dtype=torch.int32, device=device), torch.zeros(shape, dtype=torch.bool, device=device)
         )
         self._serials: dict[int, int] = {}  # of the sequence in each slot: a slot's next sequence is another
-        self._seeds: dict[int, int] = {}
-        self._guided: dict[int, _Guided] = {}
+        self._streams: dict[int, int] = {}  # where the random numbers of each slot's sequence begin
+        self._early: set[int] = set()  # slots whose sequence has a least number of tokens
         self._admitted = 0
         self._plan: tuple[object, Plan] | None = None
+
+    def warm_up(self, dtype: torch.dtype) -> None:
+        """Compile, on a GPU, what is otherwise compiled at the first use; logits will be of `dtype`."""
+        if self.device.type != "cuda":
+            return
+        most = len(self.last_tokens)
+        for rows in sorted({min(1 << power, most) for power in range(most.bit_length() + 1)}):
+            scores = torch.zeros(rows, self.width, device=self.device)
+            self.operations.greatest(scores[:, : self.vocab_size].to(dtype))
+            self.operations.greatest(scores)
+            self.operations.nucleus_floor(scores.softmax(-1), torch.full((rows,), 0.5, device=self.device))
+            self.operations.draw(scores.exp_(), torch.zeros(rows, dtype=torch.float64, device=self.device))
 
     def admit(self, sequence: Sequence) -> None:
         """Take `sequence` into its slot, with the output it has already when it was preempted before."""
@@ -146,18 +134,20 @@ class Sampler:
         assert slot is not None and slot not in self._serials
         self._admitted += 1
         self._serials[slot] = self._admitted
-        self._seeds[slot] = secrets.randbits(64) if params.seed is None else params.seed
+        self._streams[slot] = stream(secrets.randbits(64) if params.seed is None else params.seed)
         if params.grammar is not None:
-            assert self.grammars is not None, "a grammar was asked of a sampler without grammars"
-            self._guided[slot] = _Guided(self.grammars.start(params.grammar))
+            self._guided.admit(slot, params.grammar)
+        if params.min_tokens and params.grammar is None:  # a grammar has its own say about where a text may end
+            self._early.add(slot)
         if is_penalised(params):
             self._remember(slot, sequence)
 
     def release(self, slot: int) -> None:
         """Forget the sequence in `slot`, if there is one: it may have been sent back before it began."""
         self._serials.pop(slot, None)
-        self._seeds.pop(slot, None)
-        self._guided.pop(slot, None)
+        self._streams.pop(slot, None)
+        self._early.discard(slot)
+        self._guided.release(slot)
 
     def launch(self, logits: Tensor, slices: Ordered[Slice]) -> Draw:
         """Begin to sample for those of `slices` that sample.
@@ -181,14 +171,14 @@ class Sampler:
 
     def _choose(self, logits: Tensor, plan: Plan, parts: Ordered[Slice]) -> Tensor:
         """[S] int64: a token a row, or why there is none."""
-        guided = [(row, slot) for row, part in enumerate(parts) if (slot := part.sequence.slot) in self._guided]
+        guided = self._guided.rows(parts)
         if not plan.random and not plan.changes_scores and not guided:
             return _checked(*self.operations.greatest(logits))
         scores = logits.new_full((len(parts), self.width), -torch.inf, dtype=torch.float32)
         scores[:, : self.vocab_size] = logits
         change_scores(scores, plan, self.history)
         if guided:
-            self._mask(scores, guided, parts)
+            self._guided.mask(scores, guided, parts)
         best, likeliest = self.operations.greatest(scores)
         if plan.random:
             drawn = self._draw(scores.sub_(best[:, None]), plan, parts)
@@ -203,37 +193,25 @@ class Sampler:
         uniforms = [0.0] * len(parts)
         for row in plan.random:
             part = parts[row]
-            uniforms[row] = uniform(self._seeds[_slot(part)], part.start + part.count)
+            uniforms[row] = uniform(self._streams[_slot(part)], part.start + part.count)
         return self.operations.draw(scores.exp_(), upload(uniforms, torch.float64, self.device))
 
     def _plan_for(self, parts: Ordered[Slice]) -> Plan:
-        rows = [Row(part.sequence.request.params, _slot(part), self._blocked(part)) for part in parts]
-        key = tuple((self._serials[row.slot], row.blocked) for row in rows)
+        slots = [_slot(part) for part in parts]
+        blocked = {row: self._blocked(parts[row]) for row, slot in enumerate(slots) if slot in self._early}
+        key = ([self._serials[slot] for slot in slots], blocked)
         if self._plan is None or self._plan[0] != key:
-            self._plan = key, make_plan(rows, self.width, self.device)
+            rows = [Row(part.sequence.request.params, slot) for part, slot in zip(parts, slots, strict=True)]
+            self._plan = key, make_plan(rows, blocked, self.width, self.device)
         return self._plan[1]
 
     def _blocked(self, part: Slice) -> tuple[int, ...]:
-        """The tokens that would end a sequence too soon; a grammar has its own say about that."""
+        """The tokens that would end a sequence too soon."""
         params = part.sequence.request.params
-        if params.grammar is not None or part.start + part.count - part.sequence.prompt_length >= params.min_tokens:
+        if part.start + part.count - part.sequence.prompt_length >= params.min_tokens:
             return ()
         ending = (*params.stop_token_ids, *(() if params.ignore_eos else self.eos_token_ids))
         return tuple(token for token in ending if 0 <= token < self.vocab_size)
-
-    def _mask(self, scores: Tensor, guided: Ordered[tuple[int, int]], parts: Ordered[Slice]) -> None:
-        words = torch.zeros(len(guided), self.width // 32, dtype=torch.int32, pin_memory=self.device.type == "cuda")
-        for mask, (row, slot) in zip(words, guided, strict=True):
-            state, known = self._guided[slot], parts[row].sequence.output_ids
-            assert parts[row].start + parts[row].count == parts[row].sequence.length, "its last token is not known yet"
-            state.matcher.consume(known[state.consumed :])
-            state.consumed = len(known)
-            state.matcher.fill(mask[: -(-self.vocab_size // 32)])
-        bits = torch.arange(32, dtype=torch.int32, device=self.device)
-        allowed = (words.to(self.device, non_blocking=True)[:, :, None] >> bits) & 1
-        rows = upload([row for row, _ in guided], torch.int64, self.device)
-        some = scores.index_select(0, rows).masked_fill_(allowed.view(len(guided), -1) == 0, -torch.inf)
-        scores.index_copy_(0, rows, some)
 
     def _remember(self, slot: int, sequence: Sequence) -> None:
         """The history of a penalised sequence from its text."""

@@ -4,6 +4,7 @@ A plan is built when the rows change and used until they change again; a step up
 Knows nothing about seeds, grammars or what was sampled.
 """
 
+from collections.abc import Mapping
 from collections.abc import Sequence as Ordered
 from dataclasses import dataclass
 
@@ -16,11 +17,10 @@ from quantlab.runtime.request import SamplingParams
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One sampling sequence: its settings, its slot, and the tokens that may not come yet (min_tokens)."""
+    """One sampling sequence: its settings and its slot."""
 
     params: SamplingParams
     slot: int
-    blocked: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +98,12 @@ def upload(values: Ordered[object], dtype: torch.dtype, device: torch.device) ->
     return torch.tensor(values, dtype=dtype, pin_memory=True).to(device, non_blocking=True)
 
 
-def make_plan(rows: Ordered[Row], width: int, device: torch.device) -> Plan:
-    """The plan for `rows` over scores [S, width]."""
+def make_plan(rows: Ordered[Row], early: Mapping[int, Ordered[int]], width: int, device: torch.device) -> Plan:
+    """The plan for `rows` over scores [S, width]; `early` are the tokens that may not come yet in some rows."""
     random = tuple(i for i, row in enumerate(rows) if not is_greedy(row.params))
     mixed = 0 < len(random) < len(rows)
     bias = [(i * width + token, value) for i, row in enumerate(rows) for token, value in row.params.logit_bias]
-    blocked = [i * width + token for i, row in enumerate(rows) for token in row.blocked]
+    blocked = [i * width + token for i, tokens in early.items() for token in tokens]
     return Plan(
         slots=upload([row.slot for row in rows], torch.int64, device),
         random=random,

@@ -178,6 +178,13 @@ def test_a_grammar_that_cannot_be_compiled_fails_its_row_and_not_the_engine(gram
     )
 
 
+def test_without_grammars_a_row_that_asks_for_one_fails() -> None:
+    row = asked(0, {"const": 7}, [1])
+    sampler = Sampler(V, 1, CPU, [EOS])
+    sampler.admit(row)
+    assert sampler.launch(torch.zeros(1, V), [next_slice(row)]).result().failed == ((0, NOTHING_LEFT),)
+
+
 @pytest.mark.parametrize(
     ("schema", "said"),
     [
@@ -237,7 +244,7 @@ def test_grammars_work_with_tokenizers_of_every_common_kind(make: Any, tmp_path:
     tokenizer = make(tmp_path)
     vocab, eos = len(tokenizer.backend) + 30, tokenizer.eos_id
     grammars = TokenGrammars(tmp_path, vocab, [eos])
-    rows = [asked(slot, {"enum": ["日本é😀 a", "hab\n", True]}, [5], seed=slot) for slot in range(12)]
+    rows = [asked(slot, {"enum": ["日本é😀 a", "hab\n", True]}, [5], seed=slot) for slot in range(32)]
     sampler = sampler_for(rows, grammars, vocab, eos)
     while go_on(sampler, rows, torch.zeros(len(rows), vocab)):
         pass
