@@ -5,8 +5,8 @@ of one tile, so that K and V pass once for the group (FlashAttention-2, arXiv 23
 keys that every row sees whole need no mask; those at the diagonal and at a window's far edge do.
 
 This file holds the launcher and the kernel for any GPU; `paged_prefill_hopper` holds the faster one for sm_90. Both
-read 16-bit caches: of an INT8 one, the tokens that a chunk sees are put into 16-bit blocks first (`paged_gather`), and
-for long chunks so are those of a cache with small blocks. Neither splits the keys: the same input gives the same bits.
+read 16-bit caches: of an INT8 one, the tokens that a chunk sees are dequantized first (`paged_dequantize`). Neither
+splits the keys: the same input gives the same bits.
 """
 
 import math
@@ -20,17 +20,14 @@ from torch import Tensor
 from quantlab_kernels.decode_parts import NO_WINDOW
 from quantlab_kernels.kv_cache import KVCache, Pages, check_heads
 from quantlab_kernels.launch import require
-from quantlab_kernels.paged_gather import BLOCK_TOKENS, gather_pages
+from quantlab_kernels.paged_dequantize import dequantize_pages
 from quantlab_kernels.paged_prefill_hopper import is_known, launch_hopper
 from quantlab_kernels.rows import empty_rows
 
 # A group must fit the rows of the smallest tile.
 MOST_HEADS = 64
-# Tokens gathered at a time, if it is more than one sequence's: 128 MB in Llama-3-8B's shape.
-GATHERED_TOKENS = 32768
-# Queries of a chunk from which on it pays to gather small blocks of 16 bits: on an H200 it costs 3 % at 4096 and saves
-# 3 % at 8192, 4 % at 32768.
-LONG_CHUNK = 8192
+# Tokens dequantized at a time, if it is more than one sequence's: 128 MB in Llama-3-8B's shape.
+DEQUANTIZED_TOKENS = 32768
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +170,7 @@ def paged_prefill(
 
     q: [T, H, D] fp16 or bf16, chunk after chunk (rows may have any stride); scale: of the scores, D^-1/2 unless given;
     window: how many tokens back a query sees; out: [T, H, D] contiguous, made if not given.
-    Returns out in q's dtype. Where keys are gathered, those of GATHERED_TOKENS or of one sequence are held twice.
+    Returns out in q's dtype. Of an INT8 cache up to DEQUANTIZED_TOKENS, or one sequence, are kept in 16 bits meanwhile.
     Raises ValueError.
     """
     _check(q, cache, pages, chunks, scale, window)
@@ -182,16 +179,15 @@ def paged_prefill(
     if q.shape[0] == 0:
         return out
     log2_scale = (cache.head_dim**-0.5 if scale is None else scale) * math.log2(math.e)
-    small = cache.block_size < BLOCK_TOKENS and chunks.longest >= LONG_CHUNK and is_known(q, cache)
-    if not cache.is_int8 and not small:
+    if not cache.is_int8:
         _launch(q, cache, pages, chunks, (log2_scale, window), out)
         return out
-    at_once = max(1, GATHERED_TOKENS // max(pages.max_length, 1))
+    at_once = max(1, DEQUANTIZED_TOKENS // max(pages.max_length, 1))
     for first in range(0, pages.lengths.shape[0], at_once):
         some = slice(first, first + at_once)
         part = Pages(pages.blocks[some], pages.lengths[some], pages.max_length)
         part_chunks = Chunks(chunks.starts[first : first + at_once + 1], chunks.longest)
-        wide, part = gather_pages(cache, part, part_chunks.starts, q, window)
+        wide, part = dequantize_pages(cache, part, part_chunks.starts, q, window)
         _launch(q, wide, part, part_chunks, (log2_scale, window), out)
     return out
 

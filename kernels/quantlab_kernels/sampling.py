@@ -92,7 +92,7 @@ def _nucleus_kernel(
         # A sum a limit, in a tuple: as one matrix, every step would pass through shared memory.
         sums = ()
         for _ in tl.static_range(1, WAYS):
-            sums = sums + (tl.zeros((WIDTH,), tl.float32),)
+            sums = sums + (tl.zeros((WIDTH,), tl.float32),)  # type: ignore[assignment]
         p = tl.load(row_of + begin + lane, begin + lane < end, 0.0)
         for start in tl.range(begin, end, WIDTH):
             column = start + WIDTH + lane
@@ -100,7 +100,7 @@ def _nucleus_kernel(
             more = ()
             for i in tl.static_range(1, WAYS):
                 limit = (below + i * step).to(tl.float32, bitcast=True)
-                more = more + (sums[i - 1] + tl.where(p > limit, p, 0.0),)
+                more = more + (sums[i - 1] + tl.where(p > limit, p, 0.0),)  # type: ignore[assignment]
             sums = more
             p = ahead
         to = sums_out + (row * PARTS + part) * WAYS

@@ -8,7 +8,7 @@ from quantlab.bench.gpu_timing import relative_rmse
 from quantlab.bench.kernels_attention import Heads, poison_unwritten, random_cache, scattered_pages
 from quantlab_kernels import ref_attention
 from quantlab_kernels.kv_cache import KVCache, Pages
-from quantlab_kernels.paged_gather import gather_pages
+from quantlab_kernels.paged_dequantize import dequantize_pages
 from quantlab_kernels.paged_prefill import Chunks, paged_prefill
 
 GPU = torch.cuda.is_available()
@@ -80,18 +80,17 @@ def test_a_window_of_many_steps_is_masked_at_both_edges(int8: bool):
 def test_an_int8_cache_is_dequantized_a_few_sequences_at_a_time(monkeypatch: pytest.MonkeyPatch):
     arguments = case([(70, 33), (5, 5), (90, 1), (0, 0), (64, 20)], Heads(4, 2, 64), torch.float16, int8=True)
     at_once = paged_prefill(*arguments)
-    monkeypatch.setattr("quantlab_kernels.paged_prefill.GATHERED_TOKENS", 200)
+    monkeypatch.setattr("quantlab_kernels.paged_prefill.DEQUANTIZED_TOKENS", 200)
     assert torch.equal(paged_prefill(*arguments), at_once)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("int8", [False, True], ids=["16bit", "int8"])
 @pytest.mark.parametrize("block_size", [16, 64])
-def test_gathered_blocks_hold_what_the_cache_holds(block_size: int, int8: bool, dtype: torch.dtype):
+def test_dequantized_blocks_hold_what_the_cache_holds(block_size: int, dtype: torch.dtype):
     heads = Heads(4, 2, 96, block_size)
-    q, cache, pages, chunks = case([(300, 40), (17, 17), (0, 0)], heads, dtype, int8)
+    q, cache, pages, chunks = case([(300, 40), (17, 17), (0, 0)], heads, dtype, int8=True)
     for window, first in ((None, 0), (110, 151)):
-        wide, where = gather_pages(cache, pages, chunks.starts, q, window)
+        wide, where = dequantize_pages(cache, pages, chunks.starts, q, window)
         for sequence, length in enumerate(pages.lengths.tolist()):
             found = ref_attention.read_kv(wide, where.blocks[sequence], length)
             exact = ref_attention.read_kv(cache, pages.blocks[sequence], length)
@@ -131,11 +130,10 @@ def test_many_steps_and_uneven_chunks(int8: bool, head_dim: int, block_size: int
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("int8", [False, True], ids=["16bit", "int8"])
 @pytest.mark.parametrize("window", [None, 900])
-def test_a_long_chunk_over_small_blocks(window: int | None, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("quantlab_kernels.paged_prefill.LONG_CHUNK", 500)
-    arguments = case([(1700, 1500), (300, 200)], Heads(4, 1, 128), torch.bfloat16, False)
-    assert_matches_reference(*arguments, window=window)
+def test_a_long_chunk_for_one_kv_head(window: int | None, int8: bool):
+    assert_matches_reference(*case([(1700, 1500), (300, 200)], Heads(4, 1, 128), torch.bfloat16, int8), window=window)
 
 
 def test_queries_may_be_a_view_of_a_fused_projection():

@@ -1,8 +1,7 @@
-"""A cache's tokens as 16-bit blocks in order, for prefill, which reads every key once for each of many queries.
+"""An INT8 cache's tokens as 16-bit blocks in order, for prefill, which reads every key once for each of many queries.
 
-One pass writes what the attention of chunks will read: of an INT8 cache each value is code * scale, rounded once, and
-blocks are as large as a step of the kernel, which small blocks slow down. Beside the products of a few hundred queries
-(INT8) or a few thousand (16 bits) it costs little. Knows nothing about attention.
+One pass writes what the attention of chunks will read, each value code * scale, rounded once, in blocks as large as a
+step of the kernel. Beside the products of a few hundred queries it costs little. Knows nothing about attention.
 """
 
 import torch
@@ -17,10 +16,10 @@ BLOCK_TOKENS = 128
 
 
 @triton.jit(do_not_specialize=["table_stride", "window"])
-def _gather_kernel(
+def _dequantize_kernel(
     k_cache, v_cache, scales, blocks, lengths, starts, k_out, v_out, table_stride, out_tokens, window,
     KV_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
-    OUT_BLOCK: tl.constexpr, TILE: tl.constexpr, INT8: tl.constexpr,
+    OUT_BLOCK: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     head, sequence = tl.program_id(0), tl.program_id(2)
     first = tl.program_id(1) * TILE
@@ -35,15 +34,11 @@ def _gather_kernel(
         source = tl.maximum(first, lowest // TILE * TILE)  # a block that exists
         block = tl.load(blocks + sequence * table_stride + source // BLOCK_SIZE).to(tl.int64)
         row = (block * KV_HEADS + head) * BLOCK_SIZE + source % BLOCK_SIZE
-        from_k = (row + token)[:, None] * HEAD_DIM + channel[None, :]
-        k = tl.load(k_cache + from_k, inside, 0).to(tl.float32)
-        if INT8:
-            tiled = (channel // 4 * (4 * TILE) + channel % 4 * 4)[None, :] + (token // 4 * 16 + token % 4)[:, None]
-            v = tl.load(v_cache + row * HEAD_DIM + tiled, inside, 0).to(tl.float32)
-            k *= tl.load(scales + row * 2 + token)[:, None]
-            v *= tl.load(scales + row * 2 + TILE + token)[:, None]
-        else:
-            v = tl.load(v_cache + from_k, inside, 0).to(tl.float32)
+        k = tl.load(k_cache + (row + token)[:, None] * HEAD_DIM + channel[None, :], inside, 0).to(tl.float32)
+        tiled = (channel // 4 * (4 * TILE) + channel % 4 * 4)[None, :] + (token // 4 * 16 + token % 4)[:, None]
+        v = tl.load(v_cache + row * HEAD_DIM + tiled, inside, 0).to(tl.float32)
+        k *= tl.load(scales + row * 2 + token)[:, None]
+        v *= tl.load(scales + row * 2 + TILE + token)[:, None]
         at = sequence.to(tl.int64) * out_tokens + first
         to = (at // OUT_BLOCK * KV_HEADS + head) * OUT_BLOCK + at % OUT_BLOCK
         to = (to + token)[:, None] * HEAD_DIM + channel[None, :]
@@ -52,22 +47,21 @@ def _gather_kernel(
         tl.store(v_out + to, tl.where(seen, v, 0.0).to(dtype), inside)
 
 
-def gather_pages(
+def dequantize_pages(
     cache: KVCache, pages: Pages, starts: Tensor, like: Tensor, window: int | None
 ) -> tuple[KVCache, Pages]:
     """The tokens that chunks will read, as a 16-bit cache in like's dtype, and where they lie there.
 
-    starts: [S + 1] int32, where each chunk begins among the queries. What no query sees stays undefined.
+    cache: INT8; starts: [S + 1] int32, where each chunk begins among the queries. What no query sees stays undefined.
     """
     sequences = pages.lengths.shape[0]
     blocks = triton.cdiv(max(pages.max_length, 1), BLOCK_TOKENS)
     out = empty_cache(sequences * blocks, cache.kv_heads, BLOCK_TOKENS, cache.head_dim, like, int8=False)
     table = torch.arange(sequences * blocks, dtype=torch.int32, device=like.device).view(sequences, blocks)
-    _gather_kernel[(cache.kv_heads, triton.cdiv(pages.max_length, TILE_TOKENS), sequences)](
-        cache.k, cache.v, cache.k if cache.scales is None else cache.scales, pages.blocks, pages.lengths, starts,
-        out.k, out.v, pages.blocks.shape[1], blocks * BLOCK_TOKENS, window or NO_WINDOW,
+    _dequantize_kernel[(cache.kv_heads, triton.cdiv(pages.max_length, TILE_TOKENS), sequences)](
+        cache.k, cache.v, cache.scales, pages.blocks, pages.lengths, starts, out.k, out.v,
+        pages.blocks.shape[1], blocks * BLOCK_TOKENS, window or NO_WINDOW,
         KV_HEADS=cache.kv_heads, HEAD_DIM=cache.head_dim, DIM=triton.next_power_of_2(cache.head_dim),
-        BLOCK_SIZE=cache.block_size, OUT_BLOCK=BLOCK_TOKENS, TILE=TILE_TOKENS,
-        INT8=cache.is_int8, num_warps=1,
+        BLOCK_SIZE=cache.block_size, OUT_BLOCK=BLOCK_TOKENS, TILE=TILE_TOKENS, num_warps=1,
     )  # fmt: skip
     return out, Pages(table, pages.lengths, pages.max_length)
