@@ -6,7 +6,7 @@ ARGS   ?=
 BIN    := $(VENV)/bin
 RUN    := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} HF_HUB_OFFLINE=$${HF_HUB_OFFLINE:-1} HF_HUB_DISABLE_TELEMETRY=1 PYTHONPATH=.:kernels $(BIN)/python
 
-.PHONY: help demo test test-all check fmt bench-quality bench-speed bench-memory bench-resume bench-parity bench-kernels test-gpu clean
+.PHONY: help demo test test-all check fmt bench-quality bench-speed bench-memory bench-resume bench-parity bench-kernels test-gpu sanitize-kernels clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' Makefile
@@ -29,6 +29,11 @@ test-all: $(VENV)/.installed  ## the suite with the tests that need a GPU
 
 test-gpu: $(VENV)/.installed  ## the kernel suite on the GPU that is here
 	$(RUN) -m pytest -q --confcutdir=tests/kernels -m "not slow" tests/kernels $(ARGS)
+
+sanitize-kernels: $(VENV)/.installed  ## kernels of linears under compute-sanitizer: bad accesses, then races
+	PYTORCH_NO_CUDA_MEMORY_CACHING=1 PYTHONPATH=.:kernels compute-sanitizer --tool memcheck --error-exitcode 9 \
+	  $(BIN)/python tests/kernels/sanitizer_cases.py
+	PYTHONPATH=.:kernels compute-sanitizer --tool racecheck $(BIN)/python tests/kernels/sanitizer_cases.py
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"

@@ -1,7 +1,8 @@
 """A likely tile for a W4A16 product that was never measured. Knows nothing about tensors.
 
 The rules say what won on an H200 for the layers of an 8B model: few tokens want narrow programs, many of them on a
-processor, with K divided until they fill it; many tokens want tiles of which little is left over.
+processor, with K divided until they fill it; many tokens want tiles of which little is left over. Above 128 tokens the
+tile of the rule took 1.4 % longer than the fastest one measured, in the mean.
 """
 
 from dataclasses import replace
