@@ -8,13 +8,15 @@ Knows nothing about servers, and of models only what the engine says. One thread
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from typing import Any
 
+from quantlab.chat_template import ChatTemplate, template_of
 from quantlab.detokenizer import TextStream, detokenizer
-from quantlab.errors import UsageError
+from quantlab.errors import CheckpointError, UsageError
 from quantlab.runtime.build import build_engine
 from quantlab.runtime.engine import Engine
 from quantlab.runtime.grammar import TokenGrammars
@@ -106,6 +108,16 @@ class LLM:
             for name in names:
                 self._writings.pop(name, None)
                 self._engine.abort(name)
+
+    def chat_prompt(self, messages: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
+        """The prompt that asks for the next message after `messages` (role, content), by the model's own template.
+
+        Raises CheckpointError when the folder has none, UsageError when it refuses the messages.
+        """
+        template = template_of(self.tokenizer)
+        if template is None:
+            raise CheckpointError("the tokenizer has no chat template", where=str(self.tokenizer.folder))
+        return tuple(self.tokenizer.encode(ChatTemplate(template).render(messages)))
 
     def _begin(
         self, prompts: Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams], stop: Sequence[str]

@@ -38,7 +38,7 @@ ALLOWED: dict[str, set[str]] = {
     "runtime": {
         "quantlab", "errors", "log", "clock", "units", "schemes", "models", "checkpoint", "quantlab_kernels",
     },
-    "llm": {"errors", "text", "token_bytes", "detokenizer", "runtime"},
+    "llm": {"errors", "text", "token_bytes", "detokenizer", "chat_template", "runtime"},
     "server": {
         "quantlab", "errors", "log", "clock", "units", "text", "token_bytes", "detokenizer", "chat_template", "runtime",
     },

@@ -1,6 +1,7 @@
 """A model in this process: texts that the tokenizer agrees with, stop strings, many prompts and streams at once."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 
 import quantlab
 from quantlab import LLM, EngineOptions, Grammar, SamplingParams
-from quantlab.errors import GrammarError, UsageError
+from quantlab.errors import CheckpointError, GrammarError, UsageError
 
 PROMPTS = ["It was a dark and", "Call me", "The", '"I am afraid," said the']
 GREEDY = SamplingParams(max_tokens=24, temperature=0)
@@ -133,6 +134,21 @@ def test_what_cannot_be_run_is_refused_before_anything_is_begun(
     stats = llm._engine.stats()
     assert (stats.running, stats.waiting) == (0, 0)
     assert llm.generate(["The"], GREEDY)[0].text
+
+
+TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
+
+
+def test_messages_become_a_prompt_by_the_folders_template(llm: LLM, books_5m: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "chat"
+    shutil.copytree(books_5m, folder)
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    chat = LLM(folder, EngineOptions(device="cpu", kv_memory=1 << 24))
+    prompt = chat.chat_prompt([{"role": "user", "content": "Who is there?"}])
+    assert prompt == tuple(llm.tokenizer.encode("user: Who is there?\nassistant:"))
+    assert chat.generate([prompt], GREEDY)[0].text == llm.generate([prompt], GREEDY)[0].text
+    with pytest.raises(CheckpointError, match="no chat template"):
+        llm.chat_prompt([{"role": "user", "content": "Who is there?"}])
 
 
 SCHEMA = '{"type": "object", "properties": {"old": {"type": "boolean"}}, "required": ["old"]}'

@@ -40,6 +40,9 @@ def command(
     prompt_file: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Text to continue; - is standard input.", show_default=False)
     ] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Each prompt is a user's message, in the model's chat template.")
+    ] = False,
     max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", min=1, max=1 << 24, help="At most so many.")] = 128,
     temperature: Annotated[
         float, typer.Option(min=0, max=100, help="0: always the likeliest token.", rich_help_panel=SAMPLING)
@@ -84,7 +87,8 @@ def command(
         max_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed, ignore_eos=ignore_eos
     )
     llm = LLM(model, options)
-    show(llm.stream(prompts, params, tuple(stop or ())), prompts, json)
+    asked = [llm.chat_prompt([{"role": "user", "content": text}]) for text in prompts] if chat else prompts
+    show(llm.stream(asked, params, tuple(stop or ())), prompts, json)
 
 
 def read_prompts(given: list[str], file: Path | None) -> list[str]:

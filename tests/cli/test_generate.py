@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,14 @@ def test_a_stop_string_and_a_seed_are_heeded(cli: Any, books_5m: Path, texts: di
     assert "ended by stop" in ran.err
     seeded = [cli("generate", books_5m, "--prompt", "The", "--seed", "3", "-n", "12").out for _ in range(2)]
     assert seeded[0] == seeded[1]
+
+
+def test_a_message_is_put_in_the_models_template(cli: Any, books_5m: Path, texts: dict[str, str], here: Path) -> None:
+    shutil.copytree(books_5m, "model")
+    Path("model/chat_template.jinja").write_text("{{ messages[0].content }}")
+    assert cli("generate", "model", "--chat", "--prompt", "Call me", *WORDS).out == texts["Call me"] + "\n"
+    ran = cli("generate", books_5m, "--chat", "--prompt", "Call me")
+    assert (ran.code, ran.out, len(ran.lines)) == (4, "", 1)
 
 
 def test_a_terminal_gets_no_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
