@@ -163,8 +163,8 @@ class Sampler:
         tokens = codes.clamp(min=0)
         self.last_tokens.index_copy_(0, plan.slots, tokens)
         if plan.penalties is not None:
-            drawn = (plan.penalties.slots, tokens.index_select(0, plan.penalties.rows))
-            self.history.counts.index_put_(drawn, torch.ones_like(drawn[0], dtype=torch.int32), accumulate=True)
+            drawn = plan.penalties.slots * self.width + tokens.index_select(0, plan.penalties.rows)
+            self.history.counts.view(-1).index_add_(0, drawn, torch.ones_like(drawn, dtype=torch.int32))
         asking = tuple((row, top) for row, part in enumerate(parts) if (top := _logprobs_of(part)) is not None)
         logprobs = self._logprobs(logits, tokens, asking).to_host() if asking else None
         return Draw(tokens, start_copy(codes), places, logprobs, asking, self._mark())
