@@ -22,7 +22,7 @@ LARGE_TILES = (
     (GluonTile(8, 1, 128, 0, 2, 1, 1), 24.0),
     (GluonTile(4, 1, 128, 0, 2, 1, 2), 24.5),
 )
-# Programs that share tiles are at different places along K, and probably read x from the L2 cache only if all of it fits.
+# Programs that share tiles are at different places along K, and probably find x in the L2 cache only if all of it fits.
 MOST_SHARED = 2048  # tokens; measured: 0.86 to 1.0 of cuBLAS with shared tiles, 1.0 to 1.1 without
 LAUNCH, MEETING = 2.5, 1.5  # microseconds
 PARTIALS = 25_000.0  # float32 sums that the last program of a tile adds in a microsecond
