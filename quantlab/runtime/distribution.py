@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 
 BLOCK = 512  # columns summed at once by a draw
-CANDIDATES = 256  # likeliest tokens looked at first for a nucleus, on a CPU
 NucleusFloor = Callable[[Tensor, Tensor], Tensor]  # (probabilities [S, P], top_p [S]) -> the least one kept [S]
 _TINY = 1e-38
 _MASK = (1 << 64) - 1
-_ONE = 0x3F800000  # the bits of 1.0: floats from 0 to 1 are in the order of their bits
+_SHIFT, _BUCKETS = 19, 2048  # floats from 0 to 2 by their 11 leading bits
 
 
 def stream(seed: int) -> int:
@@ -70,41 +69,27 @@ def keep_likely(scores: Tensor, top_p: Tensor | None, min_p: Tensor | None, nucl
     scores.masked_fill_(~keep, -torch.inf)
 
 
-def nucleus_by_bits(probabilities: Tensor, top_p: Tensor) -> Tensor:
-    """The least probability in each row's nucleus, by bisection over the bits of a float: 30 sums, nothing sorted.
-
-    probabilities: [S, P] fp32; top_p: [S] fp32. Never waits for the device.
-    """
-    below = torch.full_like(top_p, -1, dtype=torch.int32)
-    within = torch.full_like(below, _ONE)
-    for _ in range(31):  # 2^30 < _ONE + 1 < 2^31 candidates
-        middle = below + (within - below) // 2
-        limit = middle.clamp(min=0).view(torch.float32)[:, None]
-        enough = torch.where(probabilities > limit, probabilities, 0.0).sum(-1) < top_p
-        enough &= middle >= 0
-        within = torch.where(enough, middle, within)
-        below = torch.where(enough, below, middle)
-    return within.view(torch.float32)
-
-
 def nucleus_floor(probabilities: Tensor, top_p: Tensor) -> Tensor:
-    """The least probability in each row's nucleus: by sorting the likeliest tokens, more only where those do not do.
+    """The least probability in each row's nucleus, fp32 [S]; 0 where all are.
 
-    probabilities: [S, P] fp32; top_p: [S] fp32, above 0. Looks at the numbers between the rounds, which on a GPU would
-    wait for the device.
+    probabilities: [S, P] fp32 in 0..1; top_p: [S] fp32, above 0. Adds up the tokens by the leading bits of their
+    probability first; then only those are sorted whose bits are those of the border, a sixteenth of an octave.
     """
-    floor = torch.zeros_like(top_p)
-    rows, width = torch.arange(len(top_p), device=top_p.device), CANDIDATES
-    while len(rows):
-        best = probabilities[rows].topk(min(width, probabilities.shape[1]), dim=-1).values
-        likelier = best.cumsum(-1, dtype=torch.float64) - best
-        count = (likelier < top_p[rows, None]).sum(-1).clamp_(min=1)  # 0 in a row of NaN alone
-        floor[rows] = best.gather(1, (count - 1)[:, None])[:, 0]
-        whole = best.shape[1] == probabilities.shape[1]
-        # All candidates being in the nucleus, the next token might be as well.
-        rows = rows[:0] if whole else rows[(count == best.shape[1]) & (best[:, -1] > 0)]
-        width *= 16
-    return floor
+    return torch.tensor([_floor(row, wanted) for row, wanted in zip(probabilities, top_p.tolist(), strict=True)])
+
+
+def _floor(probabilities: Tensor, top_p: float) -> float:
+    """The same of one row: rows one by one stay in a CPU's cache, ten times faster than all at once."""
+    # Floats from 0 to 2 are in the order of their bits; a NaN must not reach beyond the last bucket.
+    buckets = (probabilities.view(torch.int32) >> _SHIFT).clamp_(0, _BUCKETS - 1)
+    mass = torch.bincount(buckets, weights=probabilities, minlength=_BUCKETS)
+    likelier = mass.flip(0).cumsum(0).flip(0) - mass
+    border = int((likelier < top_p).int().argmax())
+    values = probabilities[buckets == border].sort(descending=True).values if border else probabilities[:0]
+    if not len(values):  # all that is possible is kept; or all is NaN
+        return 0.0
+    before = likelier[border] + values.cumsum(0, dtype=torch.float64) - values
+    return float(values[max(int((before < top_p).sum()), 1) - 1])
 
 
 def greatest(scores: Tensor) -> tuple[Tensor, Tensor]:
@@ -116,11 +101,12 @@ def greatest(scores: Tensor) -> tuple[Tensor, Tensor]:
 def draw(probabilities: Tensor, uniforms: Tensor) -> Tensor:
     """A token a row by inverting the distribution function at `uniforms`; int64 [S].
 
-    probabilities: [S, P] fp32, not necessarily of sum 1; uniforms: [S] fp64 in [0, 1 - 2^-52]. Sums by blocks first, in
-    fp64, so that the tail of a large vocabulary keeps its probability; a token of probability 0 is never drawn.
+    probabilities: [S, P] fp32, not necessarily of sum 1; uniforms: [S] fp64 in [0, 1 - 2^-52]. Sums by blocks first,
+    and these in fp64, so that the tail of a large vocabulary keeps its probability. A token of probability 0 is never
+    drawn.
     """
     blocks = probabilities.view(len(probabilities), -1, BLOCK)
-    mass = blocks.sum(-1, dtype=torch.float64)
+    mass = blocks.sum(-1).double()
     ends = mass.cumsum(-1)
     target = (uniforms * ends[:, -1])[:, None]
     block = (ends <= target).sum(-1, keepdim=True).clamp_(max=mass.shape[1] - 1)

@@ -118,15 +118,9 @@ class Sampler:
 
     def warm_up(self, dtype: torch.dtype) -> None:
         """Compile, on a GPU, what is otherwise compiled at the first use; logits will be of `dtype`."""
-        if self.device.type != "cuda":
-            return
-        most = len(self.last_tokens)
-        for rows in sorted({min(1 << power, most) for power in range(most.bit_length() + 1)}):
-            scores = torch.zeros(rows, self.width, device=self.device)
-            self.operations.greatest(scores[:, : self.vocab_size].to(dtype))
-            self.operations.greatest(scores)
-            self.operations.nucleus_floor(scores.softmax(-1), torch.full((rows,), 0.5, device=self.device))
-            self.operations.draw(scores.exp_(), torch.zeros(rows, dtype=torch.float64, device=self.device))
+        if self.device.type == "cuda":
+            kernels = import_module("quantlab_kernels.sampling")
+            kernels.warm_sampling(self.vocab_size, len(self.last_tokens), dtype, self.device)
 
     def admit(self, sequence: Sequence) -> None:
         """Take `sequence` into its slot, with the output it has already when it was preempted before."""

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from quantlab.runtime.distribution import draw as draw_of_sampler
-from quantlab.runtime.distribution import nucleus_by_bits
+from quantlab.runtime.distribution import nucleus_floor as nucleus_of_sampler
 from quantlab_kernels import ref_sampling, sampling
 
 GPU = torch.cuda.is_available()
@@ -61,7 +61,7 @@ def test_a_row_may_ask_for_all_tokens_or_the_likeliest():
     p = probabilities(3, 2048, 2.0)
     floor = sampling.nucleus_floor(p, torch.tensor([2.0, 1e-38, 0.7], device=DEVICE))
     assert floor[0] == 0 and floor[1] == p[1].amax()
-    assert torch.allclose(floor, nucleus_by_bits(p, torch.tensor([2.0, 1e-38, 0.7], device=DEVICE)), rtol=1e-3)
+    assert torch.allclose(floor, nucleus_of_sampler(p.cpu(), torch.tensor([2.0, 1e-38, 0.7])).to(DEVICE), rtol=1e-3)
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(1, 512), (2, 5120), pytest.param(70, 128512, marks=pytest.mark.gpu)])
