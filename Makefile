@@ -6,7 +6,7 @@ ARGS   ?=
 BIN    := $(VENV)/bin
 RUN    := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} HF_HUB_OFFLINE=$${HF_HUB_OFFLINE:-1} HF_HUB_DISABLE_TELEMETRY=1 PYTHONPATH=.:kernels $(BIN)/python
 
-.PHONY: help demo test test-all check fmt bench-quality bench-speed bench-memory bench-resume bench-parity bench-kernels test-gpu sanitize-kernels clean
+.PHONY: help demo test test-all check fmt bench-quality bench-speed bench-memory bench-resume bench-parity bench-serve bench-soak bench-fuzz bench-kernels test-gpu sanitize-kernels clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' Makefile
@@ -60,6 +60,15 @@ bench-resume: $(VENV)/.installed  ## kill at random points, resume, compare ever
 
 bench-parity: $(VENV)/.installed  ## greedy texts of the engine against transformers, one prompt at a time (ARGS=--help)
 	$(RUN) -m quantlab.bench.parity $(ARGS)
+
+bench-serve: $(VENV)/.installed  ## what each part of the server gives on this CPU (ARGS="--shared ../shared" for books-28m)
+	$(RUN) -m quantlab.bench.serve_design $(ARGS)
+
+bench-soak: $(VENV)/.installed  ## ten minutes of a fifth more than the server can take
+	$(RUN) -m quantlab.bench.soak $(ARGS)
+
+bench-fuzz: $(VENV)/.installed  ## two thousand sound and unsound requests from the OpenAPI document
+	QUANTLAB_FUZZ_EXAMPLES=200 $(RUN) -m pytest -q -n 0 tests/e2e/test_serve_fuzz.py $(ARGS)
 
 bench-kernels: $(VENV)/.installed  ## every kernel on this GPU against its baselines and floors (ARGS=--help)
 	$(RUN) -m quantlab.bench.kernels $(ARGS)

@@ -164,7 +164,9 @@ def test_the_status_says_what_the_server_is_doing(page: Any) -> None:
     with serving(Script(phase="draining")) as script:
         page.goto(script.url)
         page.locator("#phase", has_text="draining").wait_for()
+        assert page.locator("#status.gone, #status.ready").count() == 0
     page.wait_for_selector("#status.gone", timeout=8000)
+    assert page.inner_text("#phase") == "no answer"
 
 
 def test_settings_are_kept_and_the_curl_line_is_what_would_be_sent(page: Any) -> None:
