@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,18 @@ import torch
 
 from quantlab.bench import offline_baselines as baselines
 from quantlab.bench.gpu_timing import environment, measure_ceilings
+from quantlab.bench.offline_options import (
+    BASELINES,
+    CASES,
+    SCHEME_NAMES,
+    SHAPE_NAMES,
+    WORKLOADS,
+    OfflineOptions,
+    Setup,
+    parse_names,
+    parse_setups,
+    parse_workloads,
+)
 from quantlab.bench.offline_run import (
     Prompts,
     profile_decode,
@@ -29,7 +41,7 @@ from quantlab.bench.offline_run import (
     time_workload,
 )
 from quantlab.bench.random_folder import write_folder
-from quantlab.bench.random_source import SCHEMES, SHAPES, RandomSource, random_config
+from quantlab.bench.random_source import SCHEMES, RandomSource, random_config
 from quantlab.runtime.backend import choose_backend
 from quantlab.runtime.build import Identity, build_engine, engine_of
 from quantlab.runtime.engine import Engine
@@ -37,31 +49,14 @@ from quantlab.runtime.options import EngineOptions
 from quantlab.runtime.sizes import limits_of
 from quantlab.runtime.weights import Weights, build_weights
 
-CASES = ("decode", "batch", "prefill", "ttft", "profile", "workload")
-WORKLOADS = "128/128x1024,1000/1000x256,128/2048x256"
-
-
-@dataclass(frozen=True, slots=True)
-class Setup:
-    """One engine to measure: weights in `scheme`, keys and values in `kv`."""
-
-    scheme: str
-    kv: str
-    int8_head: bool
-
-    @property
-    def name(self) -> str:
-        """`int4`, `int4 kv8`, `int4 kv8 head8`."""
-        return self.scheme + (" kv8" if self.kv == "int8" else "") + (" head8" if self.int8_head else "")
-
 
 class Bench:
     """Runs cases and writes rows as they come."""
 
-    def __init__(self, arguments: argparse.Namespace):
-        self.arguments = arguments
+    def __init__(self, options: OfflineOptions):
+        self.asked = options
         self.rows: list[dict[str, Any]] = []
-        self.gpu = torch.cuda.is_available() and arguments.device != "cpu"
+        self.gpu = torch.cuda.is_available() and options.device != "cpu"
         self.read_tbs = 0.0
         if self.gpu:
             ceilings = measure_ceilings()
@@ -72,60 +67,63 @@ class Bench:
         """One JSON line to stdout and to the file."""
         self.rows.append(row)
         print(json.dumps(row), flush=True)
-        if self.arguments.out is not None:
-            with self.arguments.out.open("a") as file:
+        if self.asked.out is not None:
+            with self.asked.out.open("a") as file:
                 file.write(json.dumps(row) + "\n")
 
     def run(self) -> None:
-        """Every setup in turn, weights made once for each scheme, then transformers."""
-        setups = parse_setups(self.arguments.setups) if self.arguments.setups else []
+        """Every setup in turn, weights made once for each scheme, then starts from a folder, then transformers."""
+        setups = self.asked.setups
         for scheme, head in dict.fromkeys((setup.scheme, setup.int8_head) for setup in setups):
-            begin = time.perf_counter()
-            options = self.options("auto", head)
-            config = random_config(self.arguments.shape)
-            backend = choose_backend(options, config)
-            source = RandomSource(config, SCHEMES[scheme], backend.dtype, backend.device)
-            weights = build_weights(source, backend, limits_of(options, config, backend.device).max_model_len)
-            made = time.perf_counter() - begin
-            for setup in setups:
-                if (setup.scheme, setup.int8_head) == (scheme, head):
-                    engine = engine_of(
-                        weights,
-                        backend,
-                        self.options(setup.kv, head),
-                        Identity(self.arguments.shape, scheme, ()),
-                        None,
-                        time.perf_counter(),
-                    )
-                    self.measure(setup, engine, weights, made)
-                    del engine
-                    release()
-            del weights
+            self.run_scheme([setup for setup in setups if (setup.scheme, setup.int8_head) == (scheme, head)])
             release()
-        for scheme in filter(None, self.arguments.load.split(",")):
+        for scheme in self.asked.load:
             self.load(scheme)
-        for baseline in filter(None, self.arguments.baselines.split(",")):
+        for baseline in self.asked.baselines:
             self.baseline(baseline)
 
+    def run_scheme(self, setups: Sequence[Setup]) -> None:
+        """Engines that share their weights."""
+        scheme, begin = setups[0].scheme, time.perf_counter()
+        options = self.options(setups[0])
+        config = random_config(self.asked.shape)
+        backend = choose_backend(options, config)
+        source = RandomSource(config, SCHEMES[scheme], backend.dtype, backend.device)
+        weights = build_weights(source, backend, limits_of(options, config, backend.device).max_model_len)
+        made = time.perf_counter() - begin
+        identity = Identity(self.asked.shape, scheme, ())
+        for setup in setups:
+            engine = engine_of(weights, backend, self.options(setup), identity, None, time.perf_counter())
+            self.measure(setup, engine, weights, made)
+            del engine
+            release()
+
     def load(self, scheme: str) -> None:
-        """Seconds from a folder to an engine that is ready, twice: as restarts do, the second finds kernels compiled."""
+        """Seconds from a folder to a ready engine, twice: as restarts do, the second finds kernels compiled."""
         device = torch.device("cuda" if self.gpu else "cpu")
         with tempfile.TemporaryDirectory() as parent:
             folder = Path(parent) / "model"
-            size = write_folder(folder, self.arguments.shape, SCHEMES[scheme], device)
+            size = write_folder(folder, self.asked.shape, SCHEMES[scheme], device)
             for attempt in ("first", "again"):
                 release()
-                engine = build_engine(folder, self.options("auto", False))
+                engine = build_engine(folder, self.options(Setup(scheme, False, False)))
                 row = {"bytes": size, "start_s": engine.info.startup_seconds, "attempt": attempt}
                 self.write({"setup": scheme, "case": "load"} | row)
                 del engine
 
-    def options(self, kv: str, int8_head: bool) -> EngineOptions:
+    def options(self, setup: Setup) -> EngineOptions:
         """What the engine is built with; no two prompts are alike, so there is no prefix to find."""
-        a = self.arguments
-        options = EngineOptions(device=a.device, max_model_len=a.max_model_len, max_num_seqs=a.max_num_seqs)
-        options = replace(options, max_batch_tokens=a.max_batch_tokens, threads=a.threads, int8_head=int8_head)
-        return replace(options, kv_dtype="int8" if kv == "int8" else "auto", prefix_caching=False)
+        asked = self.asked
+        return EngineOptions(
+            device=asked.device,
+            kv_dtype="int8" if setup.int8_kv else "auto",
+            max_model_len=asked.max_model_len,
+            max_num_seqs=asked.max_num_seqs,
+            max_batch_tokens=asked.max_batch_tokens,
+            prefix_caching=False,
+            threads=asked.threads,
+            int8_head=setup.int8_head,
+        )
 
     def measure(self, setup: Setup, engine: Engine, weights: Weights, made: float) -> None:
         """Every case of one engine."""
@@ -134,11 +132,11 @@ class Bench:
         about = {"kernels": info.kernels, "weight_bytes": info.weight_bytes, "kv_tokens": info.kv_tokens}
         about |= {"kv_token_bytes": token_bytes}
         self.write({"setup": setup.name, "case": "build", "weights_s": made, "start_s": info.startup_seconds} | about)
-        cases = self.arguments.cases.split(",")
+        cases = self.asked.cases
         shapes = [("decode", 1, c) for c in (128, 2048)] + [("batch", s, 1024) for s in (8, 32, 64)]
         for case, sequences, context in shapes:
             if case in cases and sequences <= info.max_num_seqs and context + 256 <= info.max_model_len:
-                steps = self.arguments.steps
+                steps = self.asked.steps
                 found = time_decode(engine, prompts, sequences, context, steps)
                 row = asdict(found) | {"tokens_per_second": found.tokens_per_second}
                 if self.gpu:
@@ -181,38 +179,17 @@ class Bench:
 
     def workloads(self, setup: Setup, engine: Engine, prompts: Prompts) -> None:
         """Whole workloads, all requests there at the start."""
-        for prompt, output, count in parse_workloads(self.arguments.workloads):
-            found = time_workload(engine, prompts, count, prompt, output)
+        for work in self.asked.workloads:
+            found = time_workload(engine, prompts, work.requests, work.prompt, work.output)
             self.write({"setup": setup.name, "case": "workload"} | asdict(found) | {"output_rate": found.output_rate})
 
     def baseline(self, name: str) -> None:
         """transformers on the same shapes, bf16."""
         run = {"static": baselines.static_generate, "continuous": baselines.continuous_batching}[name]
-        for prompt, output, count in parse_workloads(self.arguments.baseline_workloads):
-            found = run(random_config(self.arguments.shape), self.arguments.device, (prompt, output, count))
+        for work in self.asked.baseline_workloads:
+            found = run(random_config(self.asked.shape), self.asked.device, work)
             self.write({"setup": f"transformers {name}", "case": "workload"} | found)
         release()
-
-
-def parse_setups(text: str) -> list[Setup]:
-    """`int4,int4+kv8,int4+kv8+head8` -> setups."""
-    found = []
-    for word in text.split(","):
-        scheme, *extras = word.split("+")
-        found.append(Setup(scheme, "int8" if "kv8" in extras else "auto", "head8" in extras))
-        if scheme not in SCHEMES or set(extras) - {"kv8", "head8"}:
-            raise SystemExit(f"setup {word!r}: one of {', '.join(SCHEMES)} with +kv8 and +head8")
-    return found
-
-
-def parse_workloads(text: str) -> list[tuple[int, int, int]]:
-    """`128/128x1024` -> (prompt, output, requests)."""
-    found = []
-    for word in filter(None, text.split(",")):
-        lengths, _, count = word.partition("x")
-        prompt, _, output = lengths.partition("/")
-        found.append((int(prompt), int(output), int(count)))
-    return found
 
 
 def release() -> None:
@@ -250,31 +227,33 @@ def summary(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def parser() -> argparse.ArgumentParser:
-    """The options."""
-    made = argparse.ArgumentParser(prog="quantlab.bench.offline", description=__doc__)
-    made.add_argument("--shape", default="llama-3.1-8b", choices=list(SHAPES))
-    made.add_argument("--setups", default="bf16,int8,int4,int4+kv8")
-    made.add_argument("--cases", default=",".join(CASES))
-    made.add_argument("--workloads", default=WORKLOADS)
-    made.add_argument("--baselines", default="", help="static, continuous or both, by commas")
-    made.add_argument("--baseline-workloads", default="128/128x64")
-    made.add_argument("--load", default="", help="schemes whose start from a folder is timed")
-    made.add_argument("--device", default="auto")
-    made.add_argument("--max-model-len", type=int, default=16384)
-    made.add_argument("--max-num-seqs", type=int)
-    made.add_argument("--max-batch-tokens", type=int)
-    made.add_argument("--threads", type=int)
-    made.add_argument("--steps", type=int, default=48)
-    made.add_argument("--out", type=Path)
-    return made
+def run_offline(options: OfflineOptions) -> list[dict[str, Any]]:
+    """Measure; JSON lines go to stdout as they come, one line for each figure to stderr at the end."""
+    bench = Bench(options)
+    bench.run()
+    print(summary(bench.rows), file=sys.stderr)
+    return bench.rows
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure and print."""
-    bench = Bench(parser().parse_args(arguments))
-    bench.run()
-    print(summary(bench.rows), file=sys.stderr)
+    """The same options as `quantlab bench offline`, where typer is not installed."""
+    made = argparse.ArgumentParser(prog="quantlab.bench.offline", description=__doc__)
+    for name, default in (("shape", SHAPE_NAMES[0]), ("setups", "bf16,int8,int4,int4+kv8"), ("cases", ",".join(CASES)),
+                          ("workloads", WORKLOADS), ("baselines", ""), ("baseline-workloads", "128/128x128"),
+                          ("load", ""), ("device", "auto")):  # fmt: skip
+        made.add_argument(f"--{name}", default=default)
+    for name, number in (("max-model-len", 16384), ("max-num-seqs", None), ("max-batch-tokens", None),
+                         ("threads", None), ("steps", 48)):  # fmt: skip
+        made.add_argument(f"--{name}", type=int, default=number)
+    made.add_argument("--out", type=Path)
+    given = vars(made.parse_args(arguments))
+    given["shape"] = parse_names(given["shape"], SHAPE_NAMES, "--shape")[0]
+    given["setups"] = parse_setups(given["setups"])
+    given["workloads"] = parse_workloads(given["workloads"], "--workloads")
+    given["baseline_workloads"] = parse_workloads(given["baseline_workloads"], "--baseline-workloads")
+    for name, known in (("cases", CASES), ("baselines", BASELINES), ("load", SCHEME_NAMES)):
+        given[name] = parse_names(given[name], known, f"--{name}")
+    run_offline(OfflineOptions(**given))
 
 
 if __name__ == "__main__":

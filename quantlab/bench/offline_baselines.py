@@ -6,11 +6,13 @@ requests have. Knows nothing about our engine.
 
 import random
 import time
+from dataclasses import asdict
 from typing import Any
 
 import torch
 import transformers
 
+from quantlab.bench.offline_options import Work
 from quantlab.models.config import ModelConfig
 
 # Requests that a static batch holds: what fits beside the weights at these lengths, as a user would choose.
@@ -60,9 +62,9 @@ def random_model(config: ModelConfig, device: str) -> Any:
     return model
 
 
-def static_generate(config: ModelConfig, device: str, work: tuple[int, int, int]) -> dict[str, Any]:
-    """Batch after batch of STATIC_BATCH requests through `generate`; work: (prompt, output, requests)."""
-    prompt, output, count = work
+def static_generate(config: ModelConfig, device: str, work: Work) -> dict[str, Any]:
+    """Batch after batch of STATIC_BATCH requests through `generate`"""
+    prompt, output, count = work.prompt, work.output, work.requests
     model = random_model(config, device)
     size = min(count, STATIC_BATCH)
     ids = torch.randint(config.vocab_size, (count, prompt), device=model.device)
@@ -80,9 +82,9 @@ def static_generate(config: ModelConfig, device: str, work: tuple[int, int, int]
     return _row(work, time.perf_counter() - begin) | {"batch": size}
 
 
-def continuous_batching(config: ModelConfig, device: str, work: tuple[int, int, int]) -> dict[str, Any]:
-    """All requests through `generate_batch`; work: (prompt, output, requests)."""
-    prompt, output, count = work
+def continuous_batching(config: ModelConfig, device: str, work: Work) -> dict[str, Any]:
+    """All requests through `generate_batch`"""
+    prompt, output, count = work.prompt, work.output, work.requests
     model = random_model(config, device)
     model.set_attn_implementation("sdpa")
     draw = random.Random(0)
@@ -98,7 +100,6 @@ def continuous_batching(config: ModelConfig, device: str, work: tuple[int, int, 
     return _row(work, seconds) | {"generated": made, "output_rate": made / seconds}
 
 
-def _row(work: tuple[int, int, int], seconds: float) -> dict[str, Any]:
-    prompt, output, count = work
-    rate = {"output_rate": count * output / seconds}
-    return {"prompt": prompt, "output": output, "requests": count, "seconds": seconds} | rate
+def _row(work: Work, seconds: float) -> dict[str, Any]:
+    rate = {"output_rate": work.requests * work.output / seconds}
+    return asdict(work) | {"seconds": seconds} | rate

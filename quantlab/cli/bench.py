@@ -29,6 +29,13 @@ SERVE_EXAMPLES = (
     ),
     ("quantlab bench serve --concurrency 16 --shared-prefix 1000 --input 1100", "what the prefix cache gives"),
 )
+OFFLINE_EXAMPLES = (
+    ("quantlab bench offline --shape llama-500m --device cpu --max-model-len 2048 --workloads 128/64x16", "on a CPU"),
+    (
+        "quantlab bench offline --setups int4+kv8 --baselines static,continuous",
+        "an 8B model on a GPU, transformers too",
+    ),
+)
 KERNEL_EXAMPLES = (
     ("quantlab bench kernels --out rows.jsonl", "every kernel on this GPU, a JSON line a row"),
     ("quantlab bench kernels --only w4a16 --tune", "measure tiles for this GPU first, and keep the fastest"),
@@ -39,7 +46,7 @@ app = typer.Typer(context_settings=SETTINGS, epilog=epilog(EXAMPLES))
 
 @app.callback(invoke_without_command=True)
 def root(context: typer.Context) -> None:
-    """Measure a server under load, or the kernels on this GPU."""
+    """Measure a server under load, the engine alone, or the kernels on this GPU."""
     if context.invoked_subcommand is None:
         print(context.get_help())
 
@@ -83,6 +90,50 @@ def serve(
     if out is not None:
         check_folder(out)
     measure(LoadOptions(target, levels, work, limits, requests, seconds, warmup), out, json)
+
+
+@app.command("offline", context_settings=SETTINGS, epilog=epilog(OFFLINE_EXAMPLES))
+def offline(
+    shape: arg.Shape = "llama-3.1-8b",
+    setups: arg.Setups = "bf16,int8,int4,int4+kv8",
+    cases: arg.Cases = "decode,batch,prefill,ttft,profile,workload",
+    workloads: arg.Workloads = "128/128x1024,1000/1000x256,128/2048x256",
+    baselines: arg.Baselines = "",
+    baseline_workloads: arg.BaselineWorkloads = "128/128x128",
+    load: arg.Load = "",
+    device: arg.Device = "auto",
+    max_model_len: arg.MaxModelLen = 16384,
+    max_num_seqs: arg.MaxNumSeqs = None,
+    max_batch_tokens: arg.MaxBatchTokens = None,
+    threads: arg.Threads = None,
+    steps: arg.Steps = 48,
+    out: arg.Rows = None,
+) -> None:
+    """Measure the engine alone, on random weights of known shapes: decode steps, prompts, first tokens, workloads.
+
+    JSON lines go to stdout as they come, one line for each figure to stderr at the end.
+    """
+    from quantlab.bench import offline_options as read
+
+    options = read.OfflineOptions(
+        shape=read.parse_names(shape, read.SHAPE_NAMES, "--shape")[0],
+        setups=read.parse_setups(setups),
+        cases=read.parse_names(cases, read.CASES, "--cases"),
+        workloads=read.parse_workloads(workloads, "--workloads"),
+        baselines=read.parse_names(baselines, read.BASELINES, "--baselines"),
+        baseline_workloads=read.parse_workloads(baseline_workloads, "--baseline-workloads"),
+        load=read.parse_names(load, read.SCHEME_NAMES, "--load"),
+        device=device,
+        max_model_len=max_model_len,
+        max_num_seqs=max_num_seqs,
+        max_batch_tokens=max_batch_tokens,
+        threads=threads,
+        steps=steps,
+        out=out,
+    )
+    from quantlab.bench.offline import run_offline
+
+    run_offline(options)
 
 
 @app.command("kernels", context_settings=SETTINGS, epilog=epilog(KERNEL_EXAMPLES))

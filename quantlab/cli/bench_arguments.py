@@ -123,3 +123,34 @@ Rows = Annotated[
     Path | None,
     typer.Option("--out", "-o", metavar="FILE", help="Append a JSON line a row to this file.", show_default=False),
 ]
+Shape = Annotated[
+    str, typer.Option("--shape", help="llama-3.1-8b, llama-3.2-1b, qwen3-0.6b, llama-500m or tiny.", show_default=True)
+]
+Setups = Annotated[
+    str,
+    typer.Option("--setups", metavar="A,B", help="bf16, int8, int4 or int8-weights, with +kv8 and +head8 behind it."),
+]
+Cases = Annotated[str, typer.Option("--cases", metavar="A,B", help="Which figures.")]
+Workloads = Annotated[
+    str, typer.Option("--workloads", metavar="P/OxN,...", help="Prompt / output tokens x requests, all at once.")
+]
+Baselines = Annotated[
+    str,
+    typer.Option("--baselines", metavar="A,B", help="transformers as well: static, continuous.", show_default=False),
+]
+BaselineWorkloads = Annotated[
+    str, typer.Option("--baseline-workloads", metavar="P/OxN,...", help="What transformers is given.")
+]
+Load = Annotated[
+    str, typer.Option("--load", metavar="A,B", help="Schemes whose start from a folder is timed.", show_default=False)
+]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+MaxModelLen = Annotated[int, typer.Option("--max-model-len", min=16, metavar="TOKENS", help="The longest sequence.")]
+MaxNumSeqs = Annotated[
+    int | None, typer.Option("--max-num-seqs", min=1, help="Sequences at a time.", show_default=False)
+]
+MaxBatchTokens = Annotated[
+    int | None, typer.Option("--max-batch-tokens", min=1, help="Tokens a step.", show_default=False)
+]
+Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Of the CPU.", show_default=False)]
+Steps = Annotated[int, typer.Option("--steps", min=1, max=100_000, help="Decode steps whose median is taken.")]

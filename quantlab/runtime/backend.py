@@ -34,6 +34,9 @@ class Backend(Protocol):
     def make_head(self, raw: RawLinear) -> Linear:
         """The output layer."""
 
+    def attention(self, int8_kv: bool) -> str:
+        """What attends, and in what keys and values are kept, in a line."""
+
     def runner(self, weights: Weights, sizes: Sizes, sampler: Sampler) -> ModelRunner:
         """A runner with room for keys and values, ready to serve: nothing is compiled when a step comes."""
 

@@ -31,6 +31,11 @@ class CpuBackend:
         """The output layer, as any other."""
         return make_linear(raw)
 
+    def attention(self, int8_kv: bool) -> str:
+        """What attends, in a line."""
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"attention: torch SDPA over pages in {'int8, widened as they are read' if int8_kv else dtype}"
+
     def runner(self, weights: Weights, sizes: Sizes, sampler: Sampler) -> ModelRunner:
         """A runner with room for keys and values."""
         builder = StepBuilder(sizes.max_num_seqs, sizes.max_blocks, sizes.block_size, self.device)

@@ -10,7 +10,7 @@ from quantlab.log import logger
 from quantlab.models.config import ModelConfig
 from quantlab.runtime.graphs import Reach, StepGraphs, mixed_frames
 from quantlab.runtime.linears import Linear, RawLinear
-from quantlab.runtime.linears_cuda import make_int8_head, make_linear, warm_linears
+from quantlab.runtime.linears_cuda import make_int8_head, make_linear, name_of, warm_linears
 from quantlab.runtime.operations_cuda import CudaOperations
 from quantlab.runtime.options import EngineOptions
 from quantlab.runtime.runner import ModelRunner
@@ -46,6 +46,11 @@ class CudaBackend:
             return make_int8_head(raw.weight)
         return self.make_linear(raw)
 
+    def attention(self, int8_kv: bool) -> str:
+        """What attends, in a line."""
+        kept = "int8" if int8_kv else name_of(self.dtype)
+        return f"attention: quantlab paged decode and prefill, keys and values in {kept}"
+
     def runner(self, weights: Weights, sizes: Sizes, sampler: Sampler) -> ModelRunner:
         """A runner with room for keys and values, its kernels compiled and its decode steps captured.
 
@@ -57,6 +62,7 @@ class CudaBackend:
         operations = CudaOperations(weights.config, self.dtype, builder.tables, pool, sizes.int8_kv)
         runner = ModelRunner(weights, operations, builder, sampler)
         self._warm(weights, operations, sizes)
+        sampler.warm_up(self.dtype)
         if self._graphs:
             runner.graphs = self._capture(runner, operations, weights.config, sizes)
         return runner

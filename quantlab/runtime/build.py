@@ -99,7 +99,7 @@ def engine_info(weights: Weights, backend: Backend, sizes: Sizes, identity: Iden
         max_batch_tokens=sizes.max_batch_tokens,
         vocab_size=config.vocab_size,
         eos_token_ids=identity.eos_token_ids,
-        kernels=weights.kernels(),
+        kernels=(*weights.kernels(), backend.attention(sizes.int8_kv)),
         startup_seconds=seconds,
     )
 

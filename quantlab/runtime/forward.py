@@ -29,9 +29,7 @@ class Operations(Protocol):
     def norm(self, x: Tensor, weight: Tensor, eps: float, int8: bool) -> Activations:
         """RMSNorm of x: [T, hidden]."""
 
-    def add_norm(
-        self, x: Tensor, more: Tensor, weight: Tensor, eps: float, int8: bool
-    ) -> tuple[Activations, Tensor]:
+    def add_norm(self, x: Tensor, more: Tensor, weight: Tensor, eps: float, int8: bool) -> tuple[Activations, Tensor]:
         """RMSNorm of x + more, and x + more itself; all [T, hidden]; x may be overwritten."""
 
     def gate(self, x: Tensor, int8: bool) -> Activations:

@@ -3,6 +3,7 @@
 Knows nothing about files or models.
 """
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -112,10 +113,11 @@ def warm_linears(layers: Iterable[Linear], tokens: Iterable[int]) -> int:
     counts = list(tokens)
     only = [(part.weight, part.bias) for part in parts if isinstance(part, WeightOnlyLinear)]
     int8 = [(part.weight, part.bias) for part in parts if isinstance(part, Int8CudaLinear)]
-    compiled = warm_up(only, counts)
+    workers = min(16, os.cpu_count() or 1)
+    compiled = warm_up(only, counts, workers)
     if int8:
         dtype = next(part.dtype for part in parts if isinstance(part, Int8CudaLinear))
-        compiled += warm_up_w8a8(int8, counts, dtype)
+        compiled += warm_up_w8a8(int8, counts, dtype, workers)
     return compiled
 
 

@@ -15,6 +15,7 @@ from quantlab_kernels import fused
 from quantlab_kernels.kv_cache import HeadNorm, KVCache, Pages, Rope, empty_cache, split_qkv, write_kv
 from quantlab_kernels.paged_decode import paged_decode
 from quantlab_kernels.paged_prefill import Chunks, paged_prefill
+from quantlab_kernels.rows import empty_rows
 
 
 class CudaOperations:
@@ -90,7 +91,8 @@ class _Attention:
             assert self._decode is not None
             return paged_decode(q, cache, self._decode, window=window).flatten(1)
         # Tokens that only fill a graph's frame belong to no sequence: nobody writes what they attend to.
-        out = torch.zeros(q.shape, dtype=q.dtype, device=q.device)
+        width = q.shape[1] * q.shape[2]
+        out = empty_rows(q.shape[0], width, q.dtype, q.device).zero_().view(q.shape)
         if self._decode is not None:
             paged_decode(q[:singles], cache, self._decode, window=window, out=out[:singles])
         paged_prefill(q[singles:], cache, self._prefill, self._chunks, window=window, out=out[singles:])

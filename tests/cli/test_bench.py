@@ -69,3 +69,19 @@ def test_kernels_need_a_gpu_and_a_known_name(cli: Any, monkeypatch: pytest.Monke
     assert ran.lines[0].startswith("error: QL0301 quantlab bench kernels: no CUDA GPU; try: ")
     ran = cli("bench", "kernels", "--only", "w4a16,nothing")
     assert ran.code == 2 and "no bench is called 'nothing'" in ran.lines[0]
+
+
+def test_the_engine_alone_is_measured_on_random_weights(cli: Any, here: Path) -> None:
+    ran = cli("bench", "offline", "--shape", "tiny", "--setups", "int4+kv8", "--cases", "workload", "--workloads",
+              "12/3x4", "--device", "cpu", "--max-model-len", "64", "--out", "rows.jsonl")  # fmt: skip
+    assert ran.code == 0
+    rows = [json.loads(line) for line in ran.out.splitlines()]
+    assert [(row["setup"], row["case"]) for row in rows] == [("int4+kv8", "build"), ("int4+kv8", "workload")]
+    assert rows == [json.loads(line) for line in (here / "rows.jsonl").read_text().splitlines()]
+    assert "int4+kv8: 12/3 x 4" in ran.err
+
+
+def test_what_the_engines_bench_does_not_know_is_refused_by_name(cli: Any) -> None:
+    for option, value in (("--setups", "int3"), ("--cases", "fast"), ("--workloads", "1x1"), ("--shape", "gpt-5")):
+        ran = cli("bench", "offline", "--device", "cpu", option, value)
+        assert ran.code == 2 and f"QL0002 {option}" in ran.lines[0]
