@@ -177,7 +177,8 @@ def nucleus_floor(probabilities: Tensor, top_p: Tensor) -> Tensor:
     """
     _check_probabilities(probabilities, top_p, torch.float32, "top_p")
     rows, columns = probabilities.shape
-    below = torch.empty(2, rows, dtype=torch.int32, device=probabilities.device)
+    # Not one tensor in two halves: Triton compiles again for addresses that are no multiple of 16.
+    below = [torch.empty(rows, dtype=torch.int32, device=probabilities.device) for _ in range(2)]
     if rows == 0:
         return below[0].view(torch.float32)
     parts, pdl = _parts(rows, columns, NUCLEUS_PROGRAMS), has_pdl(probabilities)
@@ -216,6 +217,21 @@ def draw(probabilities: Tensor, uniforms: Tensor) -> Tensor:
             PDL=pdl, launch_pdl=pdl,
         )  # fmt: skip
     return tokens
+
+
+def warm_sampling(columns: int, rows: int, scores: torch.dtype, device: torch.device) -> int:
+    """Launch every kernel that up to `rows` rows of `columns` columns (padded to 512 for a draw) need; returns for how
+    many numbers of rows that took. scores: the dtype that `greatest` will be given."""
+    shapes: dict[tuple[int, int], int] = {}
+    for count in range(1, rows + 1):
+        shapes.setdefault((_parts(count, columns, PROGRAMS), _parts(count, columns, NUCLEUS_PROGRAMS)), count)
+    for count in shapes.values():
+        probabilities = torch.zeros(count, triton.cdiv(columns, BLOCK) * BLOCK, device=device)
+        greatest(probabilities[:, :columns].to(scores))
+        greatest(probabilities)
+        nucleus_floor(probabilities, probabilities.new_ones(count))
+        draw(probabilities, torch.zeros(count, dtype=torch.float64, device=device))
+    return len(shapes)
 
 
 def _parts(rows: int, columns: int, programs: int) -> int:

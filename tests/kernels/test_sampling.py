@@ -7,6 +7,7 @@ from torch import Tensor
 from quantlab.runtime.distribution import draw as draw_of_sampler
 from quantlab.runtime.distribution import nucleus_floor as nucleus_of_sampler
 from quantlab_kernels import ref_sampling, sampling
+from quantlab_kernels.warm_up import compilations
 
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"
@@ -42,19 +43,15 @@ def test_rows_may_be_those_of_a_wider_matrix():
 
 
 @pytest.mark.parametrize("spread", [0.0, 1.0, 4.0, 30.0])
-@pytest.mark.parametrize(("rows", "columns"), [(1, 512), (2, 4608), pytest.param(70, 128512, marks=pytest.mark.gpu)])
+@pytest.mark.parametrize(("rows", "columns"), [(3, 512), (3, 2560), pytest.param(69, 128512, marks=pytest.mark.gpu)])
 def test_the_nucleus_is_that_of_a_sort(rows: int, columns: int, spread: float):
-    p = probabilities(rows, columns, spread)
-    for top_p in (0.1, 0.5, 0.99):
-        wanted = torch.full((rows,), top_p, device=DEVICE)
-        floor = sampling.nucleus_floor(p, wanted)
-        kept = torch.where(p >= floor[:, None], p, 0.0).double()
-        # The sums are in fp32: at the border, a token more or less.
-        likelier = torch.where(p > floor[:, None], p, 0.0).double().sum(-1)
-        assert bool((likelier < top_p + 1e-5).all()) and bool((kept.sum(-1) > top_p - 1e-5).all())
-        exact = ref_sampling.nucleus_floor(p, wanted)
-        assert torch.allclose(floor, exact, rtol=1e-2 if spread < 30 else 1e-6)
-        assert torch.equal(floor, sampling.nucleus_floor(p, wanted))
+    p, top_p = probabilities(rows, columns, spread), torch.tensor([0.1, 0.5, 0.99], device=DEVICE).repeat(rows // 3)
+    floor = sampling.nucleus_floor(p, top_p)
+    # The sums are in fp32: at the border, a token more or less.
+    kept, likelier = (torch.where(keep, p, 0.0).double().sum(-1) for keep in (p >= floor[:, None], p > floor[:, None]))
+    assert bool((likelier < top_p + 1e-5).all()) and bool((kept > top_p - 1e-5).all())
+    assert torch.allclose(floor, ref_sampling.nucleus_floor(p, top_p), rtol=1e-2)
+    assert torch.equal(floor, sampling.nucleus_floor(p, top_p))
 
 
 def test_a_row_may_ask_for_all_tokens_or_the_likeliest():
@@ -88,6 +85,18 @@ def test_no_rows_need_no_launch():
     assert sampling.greatest(nothing)[1].shape == (0,)
     assert sampling.nucleus_floor(nothing, nothing[:, 0]).shape == (0,)
     assert sampling.draw(nothing, nothing[:, 0].double()).shape == (0,)
+
+
+@pytest.mark.gpu
+def test_after_the_warm_up_nothing_is_compiled():
+    sampling.warm_sampling(128256, 70, torch.bfloat16, torch.device("cuda"))
+    with compilations() as names:
+        for rows in (1, 2, 3, 7, 16, 33, 70):
+            p = probabilities(rows, 128512, 2.0)
+            sampling.greatest(p[:, :128256].bfloat16())
+            sampling.nucleus_floor(p, torch.full((rows,), 0.9, device=DEVICE))
+            sampling.draw(p, torch.rand(rows, dtype=torch.float64, device=DEVICE))
+    assert not names
 
 
 @pytest.mark.parametrize(
