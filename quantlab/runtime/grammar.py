@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MAX_SCHEMA_BYTES: Final = 1 << 16
-COMPILE_SECONDS: Final = 0.5  # of one core: an engine that compiles the same again stands still for as long
+COMPILE_SECONDS: Final = 0.2  # of one core: an engine that compiles the same again stands still for as long
 KEPT: Final = 64  # compiled grammars
 # Spaces anywhere between JSON's signs, but no endless run of them, which small models like to fall into.
 WHITESPACE: Final = r"\n?[ ]{0,16}"

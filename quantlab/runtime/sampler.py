@@ -168,8 +168,9 @@ class Sampler:
         guided = self._guided.rows(parts)
         if not plan.random and not plan.changes_scores and not guided:
             return _checked(*self.operations.greatest(logits))
-        scores = logits.new_full((len(parts), self.width), -torch.inf, dtype=torch.float32)
+        scores = logits.new_empty(len(parts), self.width, dtype=torch.float32)
         scores[:, : self.vocab_size] = logits
+        scores[:, self.vocab_size :] = -torch.inf
         change_scores(scores, plan, self.history)
         if guided:
             self._guided.mask(scores, guided, parts)
