@@ -4,12 +4,10 @@ The measurements are data, `tiles/w8a8.json`: for a GPU and a weight's shape, th
 Knows nothing about tensors.
 """
 
-import json
-from bisect import bisect_left
-from dataclasses import asdict, dataclass, replace
-from functools import cache
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+
+from quantlab_kernels.tile_data import TileData
 
 MEASURED = Path(__file__).parent / "tiles" / "w8a8.json"
 SHARED_BYTES = 232_448  # that a program of Hopper may have; each resident program costs another KB
@@ -68,34 +66,8 @@ class WgmmaTile:
 
 Tile = DotTile | OneTokenTile | WgmmaTile
 KINDS: dict[str, type[Tile]] = {"dot": DotTile, "one_token": OneTokenTile, "wgmma": WgmmaTile}
-
-
-@cache
-def measured_tiles(path: Path = MEASURED) -> dict[tuple[str, int, int], list[tuple[int, Tile]]]:
-    """(GPU, N, K) -> (tokens, the fastest tile for that many), ascending, of a data file."""
-    found = {}
-    for entry in json.loads(path.read_text()):
-        rows = [(tokens, tile_from_json(tile)) for tokens, tile in entry["tiles"]]
-        found[entry["gpu"], entry["rows"], entry["columns"]] = sorted(rows, key=lambda row: row[0])
-    return found
-
-
-def tile_to_json(tile: Tile) -> dict[str, Any]:
-    """A tile as the data file has it."""
-    kind = next(name for name, cls in KINDS.items() if isinstance(tile, cls))
-    return {"kernel": kind, **asdict(tile)}
-
-
-def tile_from_json(fields: dict[str, Any]) -> Tile:
-    """The inverse of `tile_to_json`."""
-    return KINDS[fields["kernel"]](**{name: value for name, value in fields.items() if name != "kernel"})
-
-
-def measured_tile(gpu: str, rows: int, columns: int, tokens: int) -> Tile | None:
-    """The tile measured for this many tokens or the next larger number; None if neither was measured."""
-    entries = measured_tiles().get((gpu, rows, columns), [])
-    at = bisect_left([count for count, _ in entries], tokens)
-    return entries[at][1] if at < len(entries) else None
+DATA: TileData[Tile] = TileData(MEASURED, KINDS)
+measured_tiles, measured_tile, tile_to_json, tile_from_json = DATA.tiles, DATA.tile, DATA.to_json, DATA.from_json
 
 
 def likely_tile(rows: int, columns: int, tokens: int, kernels: tuple[type[Tile], ...], processors: int) -> Tile:
