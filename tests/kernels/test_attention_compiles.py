@@ -1,5 +1,7 @@
-"""What attention, fused, sampling and GPTQ kernels become on GPUs that this machine need not have: they compile and stay
-in registers and shared memory, and attention uses tensor cores."""
+"""What attention, fused, sampling and GPTQ kernels become on GPUs that this machine need not have.
+
+They compile, stay in registers and shared memory, and attention uses tensor cores.
+"""
 
 import json
 import os
