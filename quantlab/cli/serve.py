@@ -49,11 +49,13 @@ def command(
     cuda_graphs: arg.CudaGraphs = True,
     threads: arg.Threads = None,
     chat_template: arg.ChatTemplate = None,
+    hang_seconds: arg.HangSeconds = 300.0,
     max_queue: arg.MaxQueue = 256,
     max_queue_tokens: arg.MaxQueueTokens = 1 << 18,
     drain_seconds: arg.DrainSeconds = 30.0,
     restart_engine: arg.RestartEngine = False,
     api_key_file: arg.ApiKeyFile = None,
+    allowed_host: arg.AllowedHost = None,
     log_requests: arg.LogRequests = False,
     as_json: arg.Json = False,
 ) -> None:
@@ -69,6 +71,9 @@ def command(
     kv = (kv_dtype, kv_memory, int(block_size))
     limits = (max_model_len, max_num_seqs, max_batch_tokens)
     engine = EngineOptions(device, dtype, *kv, *limits, prefix_caching, policy, cuda_graphs, threads=threads)
+    keys = read_keys(api_key_file, environment(ENVIRONMENT))
+    # With a key a page elsewhere can do nothing; on a network the server has names that only its user knows.
+    only_here = host.startswith(LOOPBACK) and not keys
     options = ServeOptions(
         folder=model,
         names=tuple(served_model_name or [model.resolve().name]),
@@ -76,7 +81,9 @@ def command(
         queue=QueueLimits(max_queue, max_queue_tokens),
         drain_seconds=drain_seconds,
         restart_engine=restart_engine,
-        api_keys=read_keys(api_key_file, environment(ENVIRONMENT)),
+        hang_seconds=hang_seconds,
+        api_keys=keys,
+        allowed_hosts=tuple(allowed_host or ()) if only_here or allowed_host else None,
         chat_template=chat_template,
         log_requests=log_requests,
     )

@@ -82,9 +82,20 @@ RestartEngine = Annotated[
     bool,
     typer.Option("--restart-engine", help="Start another when it dies.", rich_help_panel=QUEUE),
 ]
+HangSeconds = Annotated[
+    float, typer.Option(min=1, max=86400, help="Silence after which a busy engine is dead.", rich_help_panel=QUEUE)
+]
 ApiKeyFile = Annotated[
     Path | None,
     typer.Option(metavar="FILE", help="Keys, one a line; also QUANTLAB_API_KEYS=A,B.", rich_help_panel=SAFETY),
+]
+AllowedHost = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="A name in the Host header to answer to; loopback without a key answers to its own alone.",
+        show_default=False,
+        rich_help_panel=SAFETY,
+    ),
 ]
 LogRequests = Annotated[
     bool, typer.Option("--log-requests", help="A line a request on stderr, with its prompt.", rich_help_panel=SAFETY)

@@ -15,6 +15,7 @@ from quantlab.server.auth import Keys
 from quantlab.server.documents import describe
 from quantlab.server.errors import ApiError, invalid, unexpected
 from quantlab.server.gate import Gate
+from quantlab.server.hosts import Hosts
 from quantlab.server.protocol import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody, fields_of
 from quantlab.server.routes import add_generation, add_models, add_page, add_state, add_tokens
 from quantlab.server.service import Service
@@ -37,7 +38,8 @@ def create_app(service: Service) -> ASGIApp:
     add_page(app)
     _add_errors(app)
     app.openapi = lambda: describe(app)  # type: ignore[method-assign]
-    return Gate(app, Keys(service.options.api_keys), service.metrics, BODIES)
+    options = service.options
+    return Gate(app, Keys(options.api_keys), Hosts(options.allowed_hosts), service.metrics, BODIES)
 
 
 def _add_errors(app: FastAPI) -> None:

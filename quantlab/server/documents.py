@@ -16,6 +16,7 @@ from quantlab.server.responses import BODIES, Status
 ERRORS: Final = {
     400: "The request cannot be meant.",
     401: "An API key is wanted.",
+    403: "The server may not be asked by this name.",
     404: "There is no such model.",
     408: "The body came too slowly.",
     413: "The body is too large.",
@@ -48,7 +49,8 @@ def answers_text() -> Documented:
 def answers_status() -> Documented:
     """What the routes for health answer: 200 and 503 have the same body."""
     content = {"application/json": {"schema": _reference(Status)}}
-    return {200: {"description": "Yes.", "content": content}, 503: {"description": "No.", "content": content}}
+    status: Documented = {503: {"description": "No.", "content": content}}
+    return {200: {"description": "Yes.", "content": content}, **_errors((), always=(403,)), **status}
 
 
 def describe(app: FastAPI) -> dict[str, Any]:
@@ -67,9 +69,9 @@ def describe(app: FastAPI) -> dict[str, Any]:
     return app.openapi_schema
 
 
-def _errors(statuses: tuple[int, ...]) -> Documented:
+def _errors(statuses: tuple[int, ...], always: tuple[int, ...] = (401, 403, 500)) -> Documented:
     content = {"application/json": {"schema": _reference(ErrorBody)}}
-    return {status: {"description": ERRORS[status], "content": content} for status in sorted({*statuses, 401, 500})}
+    return {status: {"description": ERRORS[status], "content": content} for status in sorted({*statuses, *always})}
 
 
 def _reference(kind: type[msgspec.Struct]) -> dict[str, str]:

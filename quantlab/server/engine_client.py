@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -92,6 +93,7 @@ class EngineClient:
         self.stats = EngineStats()
         self.death: asyncio.Future[QuantlabError] = asyncio.get_running_loop().create_future()
         self._connection = process.connection
+        self._heard = time.monotonic()
         self._streams: dict[str, TokenStream] = {}
         self._built: asyncio.Future[EngineInfo] = asyncio.get_running_loop().create_future()
         self._writer: asyncio.StreamWriter | None = None
@@ -122,6 +124,8 @@ class EngineClient:
         """
         if not self.alive:
             raise self.death.result() if self.death.done() else EngineDied("the engine is not ready")
+        if not self._streams:
+            self._heard = time.monotonic()
         stream = TokenStream()
         for request in requests:
             self._streams[request.request_id] = stream
@@ -146,6 +150,10 @@ class EngineClient:
     async def died(self) -> QuantlabError:
         """Wait for the engine's end; returns why."""
         return await asyncio.shield(self.death)
+
+    def hangs(self, seconds: float) -> bool:
+        """Whether the engine has work and has said nothing for so long."""
+        return bool(self._streams) and self.alive and time.monotonic() - self._heard > seconds
 
     async def stop(self) -> None:
         """End the process, by force if it does not end by itself."""
@@ -178,6 +186,7 @@ class EngineClient:
 
     def _take(self, report: Report) -> QuantlabError | None:
         """Deal with one report; returns the error that ends the engine."""
+        self._heard = time.monotonic()
         if isinstance(report, Step):
             self.stats = report.stats
             for event in report.events:

@@ -1,4 +1,4 @@
-"""What every HTTP request passes before a route: an id, a key, a body of bounded size that is JSON.
+"""What every HTTP request passes before a route: an id, a name, a key, a body of bounded size that is JSON.
 
 Plain ASGI around the application, so that nothing behind it sees a request that may not come in. Knows nothing about
 what the routes do.
@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from quantlab.log import logger
 from quantlab.server.auth import Keys
 from quantlab.server.errors import ApiError, unexpected
+from quantlab.server.hosts import Hosts
 from quantlab.server.metrics import Metrics
 from quantlab.server.page_files import ROUTES
 
@@ -27,7 +28,8 @@ MAX_ID: Final = 128
 class Gate:
     """The application behind its checks; `reading` are the paths that take a body. Counts every answer."""
 
-    def __init__(self, app: ASGIApp, keys: Keys, metrics: Metrics, reading: Container[str]):
+    def __init__(self, app: ASGIApp, keys: Keys, hosts: Hosts, metrics: Metrics, reading: Container[str]):
+        self._hosts = hosts
         self._reading = reading
         self._app = app
         self._keys = keys
@@ -41,6 +43,7 @@ class Gate:
         headers = dict(scope["headers"])
         answer = _Answer(send, _request_id(headers.get(b"x-request-id")))
         try:
+            self._hosts.check(headers.get(b"host"))
             self._check_key(scope["path"], headers)
             if scope["method"] == "POST" and scope["path"] in self._reading:
                 receive = _replay(await _read_body(headers, receive), receive)

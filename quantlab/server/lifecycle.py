@@ -28,6 +28,7 @@ Announce = Callable[[EngineInfo], None]
 LINGER_SECONDS: Final = 1.5  # after the engine's death: errors reach the clients, /health says 503
 CLOSE_SECONDS: Final = 2
 POLL_SECONDS: Final = 0.05
+WATCH_SECONDS: Final = 5.0
 MAX_RESTARTS, RESTART_WINDOW = 3, 600.0
 HURRIED: Final = 130
 
@@ -84,11 +85,21 @@ class Lifecycle:
                 service.phase = "ready"
                 self._announce(info)
                 await self._unless_stopped(service.strangers.start(info))
-                await self._unless_stopped(engine.died())
+                await self._unless_stopped(self._end_of(engine))
             if self._stopping.is_set():
                 await self._drain(engine)
                 return
             process = await self._after_death(engine.death.result())
+
+    async def _end_of(self, engine: EngineClient) -> None:
+        """Wait until `engine` is gone; one that hangs is made to go."""
+        limit = self._service.options.hang_seconds
+        while not engine.death.done():
+            await asyncio.wait((engine.death,), timeout=min(WATCH_SECONDS, limit))
+            if engine.hangs(limit):
+                LOG.error("the engine has work and has said nothing for %g s: it is killed", limit)
+                engine.process.kill()
+                await engine.died()
 
     async def _unless_stopped(self, work: Coroutine[None, None, Done]) -> Done | None:
         """The result of `work`, or None when `stop` came first."""

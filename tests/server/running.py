@@ -35,6 +35,8 @@ def options_of(folder: Path, given: dict[str, Any]) -> ServeOptions:
     queue = QueueLimits(rest.pop("max_queue", 256), rest.pop("max_queue_tokens", 1 << 18))
     keys = tuple(rest.pop("api_keys", ()))
     template = Path(rest.pop("chat_template")) if "chat_template" in rest else None
+    if "allowed_hosts" in rest:
+        rest["allowed_hosts"] = tuple(rest["allowed_hosts"])
     return ServeOptions(folder, (folder.name,), engine, queue, api_keys=keys, chat_template=template, **rest)
 
 

@@ -1,7 +1,7 @@
 """An engine process without a model: it says the prompt again and again; the real scheduler hands out the blocks.
 
 Run as `scripted_engine.py SECONDS FD`, SECONDS a step. `cache_salt` asks for accidents: "crash" ends the process in the
-middle of a step, "raise" raises there, "fail" fails the one sequence.
+middle of a step, "raise" raises there, "hang" goes on for ever, "fail" fails the one sequence.
 """
 
 import os
@@ -52,6 +52,8 @@ def accident(part: Slice) -> None:
     match part.sequence.request.cache_salt:
         case "crash":
             os._exit(3)
+        case "hang":
+            time.sleep(1000)
         case "raise":
             raise RuntimeError("the device is on fire")
 

@@ -50,6 +50,15 @@ def test_an_engine_that_breaks_says_how(start: Start, accident: str, told: str) 
     assert ended is not None and told in ended.message
 
 
+def test_an_engine_that_hangs_is_taken_for_dead(start: Start) -> None:
+    server = start(hang_seconds=0.5)
+    assert server.complete("a", max_tokens=1).status_code == 200
+    time.sleep(0.6)  # saying nothing is right when there is nothing to do
+    assert server.complete("a", max_tokens=1).status_code == 200
+    assert server.complete("a", cache_salt="hang").json()["error"]["code"] == "engine_died"
+    assert server.wait() is not None
+
+
 def test_an_engine_that_is_restarted_answers_again_until_it_is_given_up(start: Start) -> None:
     server = start(restart_engine=True)
     for _ in range(3):
