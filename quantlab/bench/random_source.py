@@ -86,6 +86,9 @@ class RandomSource:
             return RawLinear(self._normal((rows, columns), deviation), None, None)
         return RawLinear(self._codes(rows, columns, deviation, self.scheme), self.scheme, None)
 
+    def read_ahead(self, prefix: str) -> None:
+        """Nothing is read."""
+
     def _codes(self, rows: int, columns: int, deviation: float, scheme: Scheme) -> QuantizedWeight:
         low, high = scheme.code_min, scheme.code_max + 1
         codes = torch.randint(

@@ -1,7 +1,10 @@
 """A checkpoint folder, 16-bit or packed, as the source of an engine's weights.
 
-Bytes go to the device as they are stored and are unpacked there. Knows nothing about kernels.
+Bytes go to the device as they are stored and are unpacked there, while threads read what comes next from the files.
+Knows nothing about kernels.
 """
+
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 from torch import Tensor
@@ -15,6 +18,8 @@ from quantlab.models.naming import has_bias, linear_shapes
 from quantlab.runtime.linears import RawLinear
 from quantlab_kernels.layout import QuantizedWeight
 
+READERS = 4  # threads
+
 
 class FolderSource:
     """Reads `folder`'s tensors to `device`, floats in `dtype`; raises CheckpointError for what is damaged."""
@@ -25,6 +30,14 @@ class FolderSource:
         self._schemes = folder.schemes
         self._shapes = linear_shapes(folder.config)
         self._tensors = folder.checkpoint.tensors
+        self._ahead: dict[str, Future[Tensor]] = {}
+        self._readers = ThreadPoolExecutor(READERS)
+
+    def read_ahead(self, prefix: str) -> None:
+        """Begin to read the tensors whose names begin with `prefix`."""
+        for name, info in self._tensors.items():
+            if name.startswith(prefix) and name not in self._ahead:
+                self._ahead[name] = self._readers.submit(read_tensor, info)
 
     def tensor(self, name: str) -> Tensor:
         """A float tensor by its full name."""
@@ -33,7 +46,8 @@ class FolderSource:
     def _read(self, name: str) -> Tensor:
         """The tensor as stored, on the device, where it is also checked: a CPU takes longer over a large one."""
         info = self._tensors[name]
-        tensor = read_tensor(info).to(self.device)
+        begun = self._ahead.pop(name, None)
+        tensor = (read_tensor(info) if begun is None else begun.result()).to(self.device)
         if tensor.is_floating_point() and not all_finite(tensor):
             raise CheckpointError("holds NaN or Inf", where=f"{info.file}: tensor {name}")
         return tensor

@@ -16,6 +16,7 @@ from quantlab.models.naming import EMBEDDING, FINAL_NORM, INPUT_GROUPS, block_pr
 from quantlab.models.rope import attention_scale, inverse_frequencies
 from quantlab.runtime.linears import Linear, MakeLinear, RawLinear, fuse
 
+LM_HEAD = "lm_head"
 # The fused linears of a block, in the order of naming.INPUT_GROUPS.
 KINDS = ("qkv", "o", "gate_up", "down")
 
@@ -30,6 +31,9 @@ class Source(Protocol):
 
     def linear(self, module: str) -> RawLinear:
         """A linear by its full module name, quantized or not, with its bias."""
+
+    def read_ahead(self, prefix: str) -> None:
+        """What is asked for next: tensors whose names begin with `prefix`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +66,13 @@ class Weights:
         """Kind ("qkv", ..., "lm_head") and layer of every linear."""
         for block in self.blocks:
             yield from ((kind, getattr(block, kind)) for kind in KINDS)
-        yield "lm_head", self.head
+        yield LM_HEAD, self.head
 
     @property
     def nbytes(self) -> int:
         """Bytes of all weights; a tied lm_head that shares the embedding's memory counts once."""
-        small = sum(t.nbytes for block in self.blocks for t in (block.input_norm, block.mlp_norm))
+        norms = [n for block in self.blocks for n in (block.input_norm, block.mlp_norm, block.q_norm, block.k_norm)]
+        small = self.norm.nbytes + sum(norm.nbytes for norm in norms if norm is not None)
         shared = getattr(self.head, "weight", None) is self.embedding
         return small + self.embedding.nbytes * (not shared) + sum(layer.nbytes for _, layer in self.linears())
 
@@ -95,10 +100,11 @@ class Maker(Protocol):
 def build_weights(source: Source, maker: Maker, positions: int) -> Weights:
     """All weights of `source`, each linear made as soon as it is read; rotary tables for `positions`."""
     config = source.config
+    source.read_ahead(block_prefix(0))
     embedding = source.tensor(EMBEDDING)
     blocks = tuple(_block(source, maker.make_linear, layer) for layer in range(config.num_layers))
     tied = config.tie_word_embeddings
-    head = maker.make_head(RawLinear(embedding, None, None) if tied else source.linear("lm_head"))
+    head = maker.make_head(RawLinear(embedding, None, None) if tied else source.linear(LM_HEAD))
     cos, sin = rotary_tables(config, positions, embedding.device)
     return Weights(config, embedding, blocks, source.tensor(FINAL_NORM), head, cos, sin)
 
@@ -113,6 +119,9 @@ def rotary_tables(config: ModelConfig, positions: int, device: torch.device) -> 
 
 def _block(source: Source, make: MakeLinear, layer: int) -> Block:
     prefix = block_prefix(layer)
+    last = layer + 1 == source.config.num_layers
+    if not (last and source.config.tie_word_embeddings):
+        source.read_ahead(LM_HEAD if last else block_prefix(layer + 1))
     fused = {
         kind: fuse([source.linear(prefix + name) for name in names], make)
         for kind, names in zip(KINDS, INPUT_GROUPS, strict=True)
