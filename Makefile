@@ -30,10 +30,12 @@ test-all: $(VENV)/.installed  ## the suite with the tests that need a GPU
 test-gpu: $(VENV)/.installed  ## the kernel suite on the GPU that is here
 	$(RUN) -m pytest -q --confcutdir=tests/kernels -m "not slow" tests/kernels $(ARGS)
 
-sanitize-kernels: $(VENV)/.installed  ## kernels of linears under compute-sanitizer: bad accesses, then races
-	PYTORCH_NO_CUDA_MEMORY_CACHING=1 PYTHONPATH=.:kernels compute-sanitizer --tool memcheck --error-exitcode 9 \
-	  $(BIN)/python tests/kernels/sanitizer_cases.py
-	PYTHONPATH=.:kernels compute-sanitizer --tool racecheck $(BIN)/python tests/kernels/sanitizer_cases.py
+sanitize-kernels: $(VENV)/.installed  ## every kernel under compute-sanitizer: bad accesses, then races
+	for cases in sanitizer_cases sanitizer_cases_attention; do \
+	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 PYTHONPATH=.:kernels compute-sanitizer --tool memcheck --error-exitcode 9 \
+	    $(BIN)/python tests/kernels/$$cases.py || exit; \
+	  PYTHONPATH=.:kernels compute-sanitizer --tool racecheck $(BIN)/python tests/kernels/$$cases.py || exit; \
+	done
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"

@@ -13,10 +13,8 @@ from quantlab_kernels.launch import has_pdl, require, require_gpu
 
 # Columns that a draw sums before anything else, and that a program of it takes.
 BLOCK, DRAW_COLUMNS = 512, 4096
-# A row is cut into parts of this many columns or more, but into no more than fill the GPU with programs: one pass for
-# the greatest, several for the nucleus, whose programs compute more.
-PART_COLUMNS, MOST_PARTS = 2048, 64
-PROGRAMS, NUCLEUS_PROGRAMS = 264, 1056
+# A row is cut into parts of this many columns or more, and into so many that about two programs a processor run.
+PART_COLUMNS, MOST_PARTS, PROGRAMS = 4096, 32, 264
 # Floats from 0 to 2 are in the order of their 30 low bits; each pass over a row settles four of them, the last two.
 BITS, DIGIT = 30, 4
 WAYS = tl.constexpr(1 << DIGIT)
@@ -84,29 +82,15 @@ def _nucleus_kernel(
         tl.store(below_out + row, below + 1)
     else:
         tl.store(below_out + row, below, part == 0)
-        step = tl.maximum(step // WAYS, 1) if not FIRST else step
+        step = step // WAYS if not FIRST else step
+        limit = (below + way * tl.maximum(step, 1)).to(tl.float32, bitcast=True)
+        acc = tl.zeros((WAYS, WIDTH), tl.float32)
         begin = part * span
-        end = tl.minimum(begin + span, columns)
-        row_of = probabilities + row.to(tl.int64) * columns
-        lane = tl.arange(0, WIDTH)
-        # A sum a limit, in a tuple: as one matrix, every step would pass through shared memory.
-        sums = ()
-        for _ in tl.static_range(1, WAYS):
-            sums = sums + (tl.zeros((WIDTH,), tl.float32),)  # type: ignore[assignment]
-        p = tl.load(row_of + begin + lane, begin + lane < end, 0.0)
-        for start in tl.range(begin, end, WIDTH):
-            column = start + WIDTH + lane
-            ahead = tl.load(row_of + column, column < end, 0.0)
-            more = ()
-            for i in tl.static_range(1, WAYS):
-                limit = (below + i * step).to(tl.float32, bitcast=True)
-                more = more + (sums[i - 1] + tl.where(p > limit, p, 0.0),)  # type: ignore[assignment]
-            sums = more
-            p = ahead
-        to = sums_out + (row * PARTS + part) * WAYS
-        tl.store(to, 0.0)
-        for i in tl.static_range(1, WAYS):
-            tl.store(to + i, tl.sum(sums[i - 1], 0))
+        for start in tl.range(begin, tl.minimum(begin + span, columns), WIDTH):
+            column = start + tl.arange(0, WIDTH)
+            p = tl.load(probabilities + row.to(tl.int64) * columns + column, column < columns, 0.0)
+            acc += tl.where(p[None, :] > limit[:, None], p[None, :], 0.0)
+        tl.store(sums_out + (row * PARTS + part) * WAYS + way, tl.sum(acc, 1))
 
 
 @triton.jit(do_not_specialize=["columns", "blocks"])
@@ -157,7 +141,7 @@ def greatest(scores: Tensor) -> tuple[Tensor, Tensor]:
     value = torch.empty(rows, dtype=torch.float32, device=scores.device)
     token = torch.empty(rows, dtype=torch.int64, device=scores.device)
     if rows:
-        parts, pdl = _parts(rows, columns, PROGRAMS), has_pdl(scores)
+        parts, pdl = _parts(rows, columns), has_pdl(scores)
         span = triton.cdiv(triton.cdiv(columns, parts), 1024) * 1024
         best = torch.empty(rows, parts, dtype=torch.float32, device=scores.device)
         places = torch.empty(rows, parts, dtype=torch.int32, device=scores.device)
@@ -181,7 +165,7 @@ def nucleus_floor(probabilities: Tensor, top_p: Tensor) -> Tensor:
     below = [torch.empty(rows, dtype=torch.int32, device=probabilities.device) for _ in range(2)]
     if rows == 0:
         return below[0].view(torch.float32)
-    parts, pdl = _parts(rows, columns, NUCLEUS_PROGRAMS), has_pdl(probabilities)
+    parts, pdl = _parts(rows, columns), has_pdl(probabilities)
     span = triton.cdiv(triton.cdiv(columns, parts), BLOCK) * BLOCK
     sums = torch.empty(2, rows, parts, WAYS.value, dtype=torch.float32, device=probabilities.device)
     passes = triton.cdiv(BITS, DIGIT)
@@ -222,9 +206,9 @@ def draw(probabilities: Tensor, uniforms: Tensor) -> Tensor:
 def warm_sampling(columns: int, rows: int, scores: torch.dtype, device: torch.device) -> int:
     """Launch every kernel that up to `rows` rows of `columns` columns (padded to 512 for a draw) need; returns for how
     many numbers of rows that took. scores: the dtype that `greatest` will be given."""
-    shapes: dict[tuple[int, int], int] = {}
+    shapes: dict[int, int] = {}
     for count in range(1, rows + 1):
-        shapes.setdefault((_parts(count, columns, PROGRAMS), _parts(count, columns, NUCLEUS_PROGRAMS)), count)
+        shapes.setdefault(_parts(count, columns), count)
     for count in shapes.values():
         probabilities = torch.zeros(count, triton.cdiv(columns, BLOCK) * BLOCK, device=device)
         greatest(probabilities[:, :columns].to(scores))
@@ -234,9 +218,9 @@ def warm_sampling(columns: int, rows: int, scores: torch.dtype, device: torch.de
     return len(shapes)
 
 
-def _parts(rows: int, columns: int, programs: int) -> int:
-    """Parts of a row, a power of two, for about so many programs."""
-    wanted = min(triton.cdiv(programs, rows), triton.cdiv(columns, PART_COLUMNS), MOST_PARTS)
+def _parts(rows: int, columns: int) -> int:
+    """Parts of a row, a power of two."""
+    wanted = min(triton.cdiv(PROGRAMS, rows), triton.cdiv(columns, PART_COLUMNS), MOST_PARTS)
     return 1 << (max(wanted, 1).bit_length() - 1)
 
 

@@ -14,6 +14,7 @@ BENCHES = {
     "w8a8": ("quantlab.bench.kernels_w8a8", True),
     "load": ("quantlab.bench.kernels_load", False),
     "attention": ("quantlab.bench.kernels_attention", False),
+    "fused": ("quantlab.bench.kernels_fused", False),
     "layer": ("quantlab.bench.kernels_layer", False),
 }
 

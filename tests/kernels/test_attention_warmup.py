@@ -5,8 +5,10 @@ import torch
 
 from quantlab_kernels.attention_warmup import Limits, decode_shapes, warm_attention
 from quantlab_kernels.decode_parts import PART_BUCKETS
-from quantlab_kernels.kv_cache import Rope, empty_cache
-from quantlab_kernels.paged_decode import choose_plan
+from quantlab_kernels.kv_cache import KVCache, Pages, Rope, empty_cache, split_qkv, write_kv
+from quantlab_kernels.paged_decode import choose_plan, paged_decode
+from quantlab_kernels.paged_prefill import Chunks, paged_prefill
+from quantlab_kernels.warm_up import compilations
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -40,3 +42,36 @@ def test_a_warm_up_leaves_queries_and_cache_alone(int8: bool):
     assert warm_attention(q, k, cache, Limits(3, 200), rope, None, {None, 64}) >= 5
     for kept, now in zip(before, (fused, cache.k, cache.v), strict=True):
         assert torch.equal(kept.view(torch.uint8), now.view(torch.uint8))
+
+
+def step(qkv: torch.Tensor, cache: KVCache, rope: Rope, tokens: int) -> None:
+    """A decode step of as many sequences as qkv has rows, all in the same block."""
+    q, k, v = split_qkv(qkv, 32, 8, 128)
+    slots = torch.full((len(qkv),), -1, dtype=torch.int64, device=DEVICE)
+    positions = torch.zeros(len(qkv), dtype=torch.int64, device=DEVICE)
+    write_kv(cache, q, k, v, slots, Rope(rope.cos, rope.sin, positions))
+    blocks = torch.zeros(len(qkv), -(-tokens // 16), dtype=torch.int32, device=DEVICE)
+    lengths = torch.full((len(qkv),), tokens, dtype=torch.int32, device=DEVICE)
+    paged_decode(q, cache, Pages(blocks, lengths, tokens, settled=True))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("int8", [False, True], ids=["16bit", "int8"])
+def test_after_the_warm_up_a_step_compiles_nothing(int8: bool):
+    qkv = torch.randn(40, 48 * 128, device=DEVICE).bfloat16()
+    q, k, _ = split_qkv(qkv, 32, 8, 128)
+    cache, table = empty_cache(1, 8, 16, 128, q, int8), torch.ones(4096, 64, device=DEVICE)
+    for x in (cache.k, cache.v, *(() if cache.scales is None else (cache.scales,))):
+        x.zero_()
+    rope = Rope(table, table, torch.zeros(40, dtype=torch.int64, device=DEVICE))
+    warm_attention(q, k, cache, Limits(40, 4096, settled=True), rope, None, {None})
+    with compilations() as names:
+        for sequences in (1, 2, 3, 7, 16, 17, 33, 40):
+            for tokens in (1, 15, 16, 100, 513, 2000, 4096):
+                step(qkv[:sequences], cache, rope, tokens)
+        for tokens in (1, 17, 40):
+            starts = torch.tensor([0, tokens], dtype=torch.int32, device=DEVICE)
+            blocks = torch.zeros(1, 8, dtype=torch.int32, device=DEVICE)
+            pages = Pages(blocks, torch.tensor([100], dtype=torch.int32, device=DEVICE), 100)
+            paged_prefill(q[:tokens], cache, pages, Chunks(starts, tokens))
+    assert not names

@@ -1,11 +1,9 @@
-"""The sampling kernels against sorts and sums in torch, and against the sampler's own functions."""
+"""The sampling kernels against sorts and sums in torch."""
 
 import pytest
 import torch
 from torch import Tensor
 
-from quantlab.runtime.distribution import draw as draw_of_sampler
-from quantlab.runtime.distribution import nucleus_floor as nucleus_of_sampler
 from quantlab_kernels import ref_sampling, sampling
 from quantlab_kernels.warm_up import compilations
 
@@ -58,17 +56,16 @@ def test_a_row_may_ask_for_all_tokens_or_the_likeliest():
     p = probabilities(3, 2048, 2.0)
     floor = sampling.nucleus_floor(p, torch.tensor([2.0, 1e-38, 0.7], device=DEVICE))
     assert floor[0] == 0 and floor[1] == p[1].amax()
-    assert torch.allclose(floor, nucleus_of_sampler(p.cpu(), torch.tensor([2.0, 1e-38, 0.7])).to(DEVICE), rtol=1e-3)
+    assert torch.allclose(floor[2:], ref_sampling.nucleus_floor(p[2:], torch.tensor([0.7], device=DEVICE)), rtol=1e-2)
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(1, 512), (2, 5120), pytest.param(70, 128512, marks=pytest.mark.gpu)])
-def test_a_draw_is_that_of_the_sampler(rows: int, columns: int):
+def test_a_draw_inverts_the_distribution(rows: int, columns: int):
     p = probabilities(rows, columns, 3.0)
     p[:, ::3] = 0
     for u in (0.0, 1e-9, 0.3, 0.77, 1 - 2.0**-52):
         uniforms = torch.full((rows,), u, dtype=torch.float64, device=DEVICE)
         token = sampling.draw(p, uniforms)
-        assert torch.equal(token, draw_of_sampler(p, uniforms))
         assert torch.equal(token, ref_sampling.draw(p, uniforms))
         assert bool((p.gather(1, token[:, None]) > 0).all())
 
