@@ -1,8 +1,7 @@
 """From scores to a token: top-k, top-p, min-p and one draw a row, as pure functions on tensors.
 
-For a CPU; a GPU's `greatest`, `nucleus_floor` and `draw` are those of `quantlab_kernels.sampling`. Scores are scaled so
-that a row's greatest is 0; a row is padded with -inf to a multiple of BLOCK. Tokens that tie with the last one kept are
-kept as well.
+A GPU's `greatest` and `nucleus_floor` are those of `quantlab_kernels.sampling`. Scores are scaled so that a row's
+greatest is 0; a row is padded with -inf to a multiple of BLOCK. Tokens that tie with the last one kept stay.
 Knows nothing about requests, slots or seeds.
 """
 
@@ -13,9 +12,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-BLOCK = 512  # columns summed at once by a draw
+BLOCK = 512  # rows of scores are multiples of it
 NucleusFloor = Callable[[Tensor, Tensor], Tensor]  # (probabilities [S, P], top_p [S]) -> the least one kept [S]
 _TINY = 1e-38
+_AT_ONCE = 1 << 18  # scores of which noise is made at once on a CPU
 _MASK = (1 << 64) - 1
 _SHIFT, _BUCKETS = 19, 2048  # floats from 0 to 2 by their 11 leading bits
 
@@ -26,15 +26,20 @@ def stream(seed: int) -> int:
     return int.from_bytes(digest, "little")
 
 
-def uniform(begin: int, position: int) -> float:
-    """Number `position` of the stream that begins at `begin`, in [0, 1): 52 bits, so that u * total < total always.
+def keys(begin: int, position: int) -> tuple[int, int]:
+    """Number `position` of the stream that begins at `begin`, as two signed numbers of 32 bits.
 
     SplitMix64 (Steele, Lea and Flood 2014), whose numbers are a function of their place, in any order.
     """
     z = (begin + (position + 1) * 0x9E3779B97F4A7C15) & _MASK
     z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 & _MASK
     z = (z ^ z >> 27) * 0x94D049BB133111EB & _MASK
-    return ((z ^ z >> 31) >> 12) / (1 << 52)
+    return _signed(z ^ z >> 31), _signed((z ^ z >> 31) >> 32)
+
+
+def _signed(value: int) -> int:
+    """The lowest 32 bits as two's complement."""
+    return ((value & 0xFFFFFFFF) ^ 0x80000000) - 0x80000000
 
 
 def padded(vocab_size: int) -> int:
@@ -98,20 +103,32 @@ def greatest(scores: Tensor) -> tuple[Tensor, Tensor]:
     return value, place
 
 
-def draw(probabilities: Tensor, uniforms: Tensor) -> Tensor:
-    """A token a row by inverting the distribution function at `uniforms`; int64 [S].
+def race(scores: Tensor, keys: Tensor) -> Tensor:
+    """A token a row, int64 [S], drawn with the probabilities softmax(scores).
 
-    probabilities: [S, P] fp32, not necessarily of sum 1; uniforms: [S] fp64 in [0, 1 - 2^-52]. Sums by blocks first,
-    and these in fp64, so that the tail of a large vocabulary keeps its probability. A token of probability 0 is never
-    drawn.
+    scores: [S, P] fp32, -inf for tokens that cannot come; keys: [S, 2] int32. The winner of a race of exponential
+    clocks: token i rings after E_i / p_i. E_i is a function of a row's keys and i, so scores that differ a little
+    (another batch, another sum) nearly always draw the same token; to invert the distribution function at one number
+    would move tens of times as many tokens, since every border moves with all the probability before it.
     """
-    blocks = probabilities.view(len(probabilities), -1, BLOCK)
-    mass = blocks.sum(-1).double()
-    ends = mass.cumsum(-1)
-    target = (uniforms * ends[:, -1])[:, None]
-    block = (ends <= target).sum(-1, keepdim=True).clamp_(max=mass.shape[1] - 1)
-    rest = target - (ends - mass).gather(1, block)
-    inside = blocks.gather(1, block[:, :, None].expand(-1, 1, BLOCK))[:, 0].double().cumsum(-1)
-    # Rounding may put the rest just outside the block, where only tokens of probability 0 would be left.
-    rest = torch.minimum(rest.clamp_(min=0), inside[:, -1:] * (1 - 2.0**-50))
-    return block[:, 0] * BLOCK + (inside <= rest).sum(-1).clamp_(max=BLOCK - 1)
+    rows = max(1, _AT_ONCE // scores.shape[1]) if not scores.is_cuda else len(scores) or 1
+    parts = [_winners(scores[i : i + rows], keys[i : i + rows]) for i in range(0, len(scores), rows)]
+    return torch.cat(parts) if parts else keys.new_empty(0, dtype=torch.int64)
+
+
+def _winners(scores: Tensor, keys: Tensor) -> Tensor:
+    """As `race`, for as many rows as stay in a CPU's cache."""
+    h = torch.arange(scores.shape[1], dtype=torch.int32, device=scores.device).mul_(_signed(0x9E3779B1)) + keys[:, :1]
+    _mix(h, 16, 0x85EBCA6B)
+    h ^= keys[:, 1:]
+    _mix(h, 13, 0xC2B2AE35)
+    h ^= (h >> 16) & 0xFFFF
+    # Small magnitudes keep all of their 31 bits: it is the early clocks that decide.
+    early = h.float().abs_().add_(0.5).mul_(2.0**-31).clamp_(max=1 - 2.0**-24)
+    return early.neg_().log1p_().neg_().log_().neg_().add_(scores).argmax(-1)
+
+
+def _mix(h: Tensor, shift: int, factor: int) -> None:
+    """A round of MurmurHash3's finalizer in place; int32 multiplies as unsigned does, a shift must be made logical."""
+    h ^= (h >> shift) & ((1 << 32 - shift) - 1)
+    h.mul_(_signed(factor))

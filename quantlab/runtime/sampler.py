@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from quantlab.runtime.batch import Sampled, Slice
-from quantlab.runtime.distribution import padded, stream, uniform
+from quantlab.runtime.distribution import keys, padded, race, stream
 from quantlab.runtime.guided import Grammars, Guided
 from quantlab.runtime.logprobs import LogprobTensors, read_logprobs, start_copy, token_logprobs
 from quantlab.runtime.request import Sequence, TokenLogprobs
@@ -43,9 +43,6 @@ class Operations(Protocol):
 
     def nucleus_floor(self, probabilities: Tensor, top_p: Tensor) -> Tensor:
         """The least probability in each row's nucleus [S]."""
-
-    def draw(self, probabilities: Tensor, uniforms: Tensor) -> Tensor:
-        """A token a row, int64 [S], at `uniforms` fp64 [S] of the distribution function."""
 
 
 def operations_for(device: torch.device) -> Operations:
@@ -185,11 +182,11 @@ class Sampler:
             scores.mul_(plan.inverse_temperature)
         if plan.filters is not None:
             filter_scores(scores, plan.filters, self.operations.nucleus_floor)
-        uniforms = [0.0] * len(parts)
+        noise = [(0, 0)] * len(parts)
         for row in plan.random:
             part = parts[row]
-            uniforms[row] = uniform(self._streams[_slot(part)], part.start + part.count)
-        return self.operations.draw(scores.exp_(), upload(uniforms, torch.float64, self.device))
+            noise[row] = keys(self._streams[_slot(part)], part.start + part.count)
+        return race(scores, upload(noise, torch.int32, self.device))
 
     def _plan_for(self, parts: Ordered[Slice]) -> Plan:
         slots = [_slot(part) for part in parts]
