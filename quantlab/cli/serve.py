@@ -5,7 +5,8 @@ Knows nothing about how it is served.
 
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 import typer
@@ -13,7 +14,7 @@ import typer
 from quantlab.cli import serve_arguments as arg
 from quantlab.cli.console import print_json
 from quantlab.cli.examples import SETTINGS, epilog
-from quantlab.cli.serve_view import base_url_of, show_ready
+from quantlab.cli.serve_view import Shown, base_url_of, show_ready
 from quantlab.errors import MissingExtra, UsageError
 from quantlab.log import environment, show_requests
 from quantlab.runtime.options import EngineInfo, EngineOptions
@@ -26,7 +27,6 @@ EXAMPLES = (
     ("quantlab serve ./Llama-3.2-1B-w4a16 --host 0.0.0.0 --api-key-file keys.txt", "for a network"),
     ("quantlab serve ./Llama-3.2-1B-w4a16 --kv-dtype int8 --max-queue 64", "half the cache memory, a short queue"),
 )
-LOOPBACK = ("127.", "::1", "localhost")
 app = typer.Typer()
 
 
@@ -72,8 +72,6 @@ def command(
     limits = (max_model_len, max_num_seqs, max_batch_tokens)
     engine = EngineOptions(device, dtype, *kv, *limits, prefix_caching, policy, cuda_graphs, threads=threads)
     keys = read_keys(api_key_file, environment(ENVIRONMENT))
-    # With a key a page elsewhere can do nothing; on a network the server has names that only its user knows.
-    only_here = host.startswith(LOOPBACK) and not keys
     options = ServeOptions(
         folder=model,
         names=tuple(served_model_name or [model.resolve().name]),
@@ -83,7 +81,7 @@ def command(
         restart_engine=restart_engine,
         hang_seconds=hang_seconds,
         api_keys=keys,
-        allowed_hosts=tuple(allowed_host or ()) if only_here or allowed_host else None,
+        allowed_hosts=tuple(allowed_host) if allowed_host else None,
         chat_template=chat_template,
         log_requests=log_requests,
     )
@@ -96,25 +94,37 @@ def run(options: "ServeOptions", address: tuple[str, int], as_json: bool, begin:
     from quantlab.server.listener import listen
 
     listener = listen(*address)
-    base_url = base_url_of(listener.getsockname()[:2])
-    if options.log_requests:
-        show_requests()
-    if not address[0].startswith(LOOPBACK) and not options.api_keys:
-        sys.stderr.write(f"warning: anyone who reaches {address[0]} may use this server; see --api-key-file\n")
+    bound: tuple[str, int] = listener.getsockname()[:2]
+    options = guarded(options, bound[0])
+    started = launch()
+    from quantlab.server.lifecycle import serve
+    from quantlab.server.service import load_service
+
+    service = load_service(options)
+    base_url, keyed, can_chat = base_url_of(bound), bool(options.api_keys), service.strangers.can_chat
 
     def announce(info: EngineInfo) -> None:
         seconds, name = time.monotonic() - begin, options.names[0]
         if as_json:
             print_json({"base_url": base_url, "name": name, "seconds": seconds, **asdict(info)})
         else:
-            show_ready(info, name, base_url, bool(options.api_keys), seconds)
+            show_ready(info, Shown(name, base_url, keyed, can_chat, seconds))
         sys.stdout.flush()
 
-    started = launch()
-    from quantlab.server.lifecycle import serve
-    from quantlab.server.service import load_service
+    serve(service, listener, started, launch, announce)
 
-    serve(load_service(options), listener, started, launch, announce)
+
+def guarded(options: "ServeOptions", host: str) -> "ServeOptions":
+    """`options` made safe for the address that is bound: what is open to this machine alone, and what to warn of."""
+    if options.log_requests:
+        show_requests()
+    if options.api_keys:
+        return options
+    if not ip_address(host).is_loopback:
+        sys.stderr.write("warning: everyone who can reach this machine may use this server; see --api-key-file\n")
+        return options
+    # A page elsewhere could let its own name point here; with a key, or on a network, that gains it nothing.
+    return replace(options, allowed_hosts=options.allowed_hosts or ())
 
 
 def require_extra() -> None:

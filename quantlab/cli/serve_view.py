@@ -5,6 +5,7 @@ Knows nothing about how it is served.
 
 import json
 import shlex
+from dataclasses import dataclass
 
 from rich.markup import escape
 
@@ -18,13 +19,24 @@ ENDPOINTS = (
 )
 
 
-def show_ready(info: EngineInfo, name: str, base_url: str, keyed: bool, seconds: float) -> None:
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What the screen says beside the engine: how the server is asked, and the seconds until it was ready."""
+
+    name: str
+    base_url: str
+    keyed: bool
+    can_chat: bool
+    seconds: float
+
+
+def show_ready(info: EngineInfo, shown: Shown) -> None:
     """The screen, on stdout."""
     table = plain_table(header=False)
     weights = f"{info.scheme}, {human_bytes(info.weight_bytes)} of weights"
     length = f"{human_count(info.kv_tokens)} tokens in {info.num_blocks} blocks of {info.block_size}"
     rows = [
-        ("model", f"{name}: {info.architecture}, {weights}"),
+        ("model", f"{shown.name}: {info.architecture}, {weights}"),
         ("device", f"{info.device}, {info.dtype}"),
         *(("kernels" if number == 0 else "", kernel) for number, kernel in enumerate(info.kernels)),
         ("KV cache", f"{human_bytes(info.kv_bytes)} {info.kv_dtype}: {length}"),
@@ -32,13 +44,17 @@ def show_ready(info: EngineInfo, name: str, base_url: str, keyed: bool, seconds:
         ("limits", f"{info.max_num_seqs} sequences and {info.max_batch_tokens} tokens a step"),
         ("endpoints", ENDPOINTS[0]),
         ("", ENDPOINTS[1]),
-        ("ready", f"after {human_seconds(seconds)} at {base_url}" + (", with an API key" if keyed else "")),
+        *([] if shown.can_chat else [("chat", "no: the folder has no chat template; see --chat-template")]),
+        (
+            "ready",
+            f"after {human_seconds(shown.seconds)} at {shown.base_url}" + (", with a key" if shown.keyed else ""),
+        ),
     ]
     for label, text in rows:
         table.add_row(label, escape(text))
     console = data_console()
     console.print(table)
-    console.print(f"\n{escape(curl(name, base_url, keyed))}", soft_wrap=True)
+    console.print(f"\n{escape(curl(shown.name, shown.base_url, shown.keyed))}", soft_wrap=True)
 
 
 def curl(name: str, base_url: str, keyed: bool) -> str:

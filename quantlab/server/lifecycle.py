@@ -43,7 +43,7 @@ class HttpServer(uvicorn.Server):
 
 
 class Lifecycle:
-    """One run of a server; `launch` starts an engine process, `announce` is told of each engine that is ready.
+    """One run of a server; `launch` starts an engine process, `announce` is told when the first one is ready.
 
     Belongs to the event loop that runs when it is made.
     """
@@ -83,7 +83,8 @@ class Lifecycle:
             if info is not None:
                 service.admission.slots = info.max_num_seqs
                 service.phase = "ready"
-                self._announce(info)
+                if not self._restarts:
+                    self._announce(info)
                 await self._unless_stopped(service.strangers.start(info))
                 await self._unless_stopped(self._end_of(engine))
             if self._stopping.is_set():
