@@ -52,8 +52,16 @@ def examine() -> list[Finding]:
     findings = [python()]
     findings += [package(name) for name in REQUIRED]
     findings += [extra("compressed-tensors", "0.17.1", "transformers cannot load the output on this machine")]
-    findings += [gpu(_torch()), cpu(), ram(), disk()]
-    return findings
+    torch = _torch()
+    findings += [gpu(torch), cpu(), ram(), disk()]
+    return findings if torch is None else [*findings, *serving()]
+
+
+def serving() -> list[Finding]:
+    """Which kernel serves which scheme on the device that the engine would choose."""
+    from quantlab.runtime.backend import kernels_here
+
+    return [Finding(f"serves {scheme}", "ok", kernel) for scheme, kernel in kernels_here().items()]
 
 
 def python() -> Finding:

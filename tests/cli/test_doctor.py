@@ -21,7 +21,7 @@ def absent(name: str) -> str:
 def test_this_machine_can_quantize(cli: Any) -> None:
     ran = cli("doctor")
     assert (ran.code, ran.err) == (0, "")
-    for name in ("python", "torch", "transformers", "gpu", "cpu", "memory", "disk"):
+    for name in ("python", "torch", "transformers", "gpu", "cpu", "memory", "disk", "serves w4a16 g128"):
         assert name in ran.out
 
 

@@ -11,7 +11,7 @@ from quantlab.bench.gpu_timing import relative_rmse
 from quantlab.checkpoint.load import load_model
 from quantlab.errors import UsageError
 from quantlab.models.config import ModelConfig
-from quantlab.runtime.backend import choose_dtype
+from quantlab.runtime.backend import choose_dtype, kernels_here
 from quantlab.runtime.build import build_engine, end_tokens
 from quantlab.runtime.options import EngineOptions
 from quantlab.runtime.request import Request, SamplingParams
@@ -75,19 +75,25 @@ def test_what_was_built_is_said(int4_model: Path) -> None:
     assert info.startup_seconds > 0
 
 
-def test_a_cpu_runs_half_precision_in_what_it_multiplies(books_5m: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    raw = json.loads((books_5m / "config.json").read_text())
-    config = ModelConfig.from_json(raw, "config.json")
+def test_a_cpu_runs_half_precision_in_what_it_multiplies(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
     monkeypatch.setattr("quantlab.runtime.backend.multiplies_bf16", lambda device: True)
-    assert choose_dtype("auto", cpu, config) == torch.bfloat16
+    assert choose_dtype("auto", cpu, "float16") == torch.bfloat16
+    assert choose_dtype("auto", cpu, "float32") == torch.float32
     monkeypatch.setattr("quantlab.runtime.backend.multiplies_bf16", lambda device: False)
-    assert choose_dtype("auto", cpu, config) == torch.float32
-    assert choose_dtype("float16", cpu, config) == torch.float16
+    assert choose_dtype("auto", cpu, "bfloat16") == torch.float32
+    assert choose_dtype("float16", cpu, "bfloat16") == torch.float16
     with pytest.raises(UsageError, match="16-bit activations"):
-        choose_dtype("float32", torch.device("cuda"), config)
+        choose_dtype("float32", torch.device("cuda"), "bfloat16")
     with pytest.raises(UsageError, match="not one of"):
-        choose_dtype("int3", cpu, config)
+        choose_dtype("int3", cpu, "bfloat16")
+
+
+def test_a_machine_says_what_serves_which_scheme() -> None:
+    found = kernels_here()
+    assert list(found) == ["16-bit", "w4a16 g128", "w8a8", "w8a16 channel"]
+    assert "int4" in found["w4a16 g128"] and "int8 x int8" in found["w8a8"]
+    assert not any("no kernel" in kernel for kernel in found.values())
 
 
 def test_end_tokens_are_those_for_generation_where_the_folder_names_them(tmp_path: Path) -> None:
