@@ -79,7 +79,8 @@ def serve(descriptor: int, build: Build) -> int:
         _send(connection, Step([], engine.stats()))
         _work(engine, inbox, connection)
     except Exception as error:
-        LOG.debug("the engine process ends", exc_info=True)
+        if not isinstance(error, QuantlabError):
+            LOG.exception("the engine process ends")
         _send(connection, failure(error))
         return error.exit_code if isinstance(error, QuantlabError) else 1
     return 0
