@@ -94,11 +94,14 @@ class Bench:
         memory = probe.info.kv_bytes // probe.info.num_blocks // 16 * ROOM
         del probe
         gc.collect()
+        # Our scheduler keeps a block free for each sequence to grow into, which sequences in worst-case blocks never
+        # do: they get as many as an allocator without blocks would give them, and the room that the rule asks for.
+        paged = block < LENGTH
         options = EngineOptions(
             block_size=block,
-            kv_memory=memory,
+            kv_memory=memory if paged else 2 * memory,
             max_model_len=LENGTH,
-            max_num_seqs=64,
+            max_num_seqs=64 if paged else ROOM // LENGTH,
             prefix_caching=False,
             threads=self.asked.threads,
         )

@@ -78,9 +78,15 @@ function show(role) {
   return { item, text, figures };
 }
 
-function append(view, piece) {
+/** Carries out a change of the turns; who reads at their end stays at their end. */
+function keepingPlace(change) {
   const list = $("turns");
   const following = list.scrollHeight - list.scrollTop - list.clientHeight < 60;
+  change();
+  if (following) list.scrollTop = list.scrollHeight;
+}
+
+function append(view, piece) {
   if (piece.sure < 3) {
     const part = Object.assign(document.createElement("span"), { textContent: piece.text, title: piece.tip });
     part.className = `sure${piece.sure}`;
@@ -88,11 +94,11 @@ function append(view, piece) {
   } else {
     view.text.append(piece.text);
   }
-  if (following) list.scrollTop = list.scrollHeight;
 }
 
 async function answer() {
   const view = show("assistant");
+  $("turns").scrollTop = $("turns").scrollHeight;
   view.item.classList.add("going");
   const [began, turn] = [performance.now(), { role: "assistant", text: "" }];
   let first = null;
@@ -103,9 +109,9 @@ async function answer() {
     const end = await send(asked, going.signal, (piece) => {
       first ??= performance.now();
       turn.text += piece.text;
-      append(view, piece);
+      keepingPlace(() => append(view, piece));
     });
-    view.figures.textContent = told(end, began, first);
+    keepingPlace(() => (view.figures.textContent = told(end, began, first)));
   } catch (error) {
     const stopped = error.name === "AbortError";
     view.figures.textContent = stopped ? "stopped" : error.message;
@@ -141,7 +147,7 @@ function submit() {
   const text = $("text").value;
   if (going || text === "" || !$("settings").reportValidity()) return;
   turns.push({ role: "user", text });
-  append(show("user"), { text, sure: 3 });
+  append(show("user"), { text: text.trim() || text, sure: 3 });
   $("text").value = "";
   answer();
 }
