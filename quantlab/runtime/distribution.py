@@ -15,7 +15,7 @@ from torch import Tensor
 BLOCK = 512  # rows of scores are multiples of it
 NucleusFloor = Callable[[Tensor, Tensor], Tensor]  # (probabilities [S, P], top_p [S]) -> the least one kept [S]
 _TINY = 1e-38
-_AT_ONCE = 1 << 18  # scores of which noise is made at once on a CPU
+_CPU_AT_ONCE, _GPU_AT_ONCE = 1 << 18, 1 << 23  # scores of which noise is made at once: a cache's worth, 130 MB
 _MASK = (1 << 64) - 1
 _SHIFT, _BUCKETS = 19, 2048  # floats from 0 to 2 by their 11 leading bits
 
@@ -111,13 +111,13 @@ def race(scores: Tensor, keys: Tensor) -> Tensor:
     (another batch, another sum) nearly always draw the same token; to invert the distribution function at one number
     would move tens of times as many tokens, since every border moves with all the probability before it.
     """
-    rows = max(1, _AT_ONCE // scores.shape[1]) if not scores.is_cuda else len(scores) or 1
+    rows = max(1, (_GPU_AT_ONCE if scores.is_cuda else _CPU_AT_ONCE) // scores.shape[1])
     parts = [_winners(scores[i : i + rows], keys[i : i + rows]) for i in range(0, len(scores), rows)]
     return torch.cat(parts) if parts else keys.new_empty(0, dtype=torch.int64)
 
 
 def _winners(scores: Tensor, keys: Tensor) -> Tensor:
-    """As `race`, for as many rows as stay in a CPU's cache."""
+    """As `race`, for as many rows as are worked on at once."""
     h = torch.arange(scores.shape[1], dtype=torch.int32, device=scores.device).mul_(_signed(0x9E3779B1)) + keys[:, :1]
     _mix(h, 16, 0x85EBCA6B)
     h ^= keys[:, 1:]
