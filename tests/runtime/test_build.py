@@ -1,6 +1,9 @@
 """From folders to engines: what was built, and that its text is transformers' own."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -104,3 +107,17 @@ def test_end_tokens_are_those_for_generation_where_the_folder_names_them(tmp_pat
     assert end_tokens(folder, config) == (5, 7)
     path.write_text('{"eos_token_id": null}')
     assert end_tokens(folder, config) == config.eos_token_ids == (2,)
+
+
+def test_a_cpu_serves_without_triton_and_without_transformers(books_5m: Path) -> None:
+    program = (
+        "import sys; sys.modules['triton'] = None\n"
+        "from pathlib import Path\n"
+        "from quantlab.runtime.build import build_engine\n"
+        "from quantlab.runtime.options import EngineOptions\n"
+        f"build_engine(Path({str(books_5m)!r}), EngineOptions(device='cpu', kv_memory=20_000_000))\n"
+        "assert 'transformers' not in sys.modules"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -139,12 +139,14 @@ def test_graphs_are_captured_for_few_sizes_and_for_each_way_of_cutting() -> None
 @pytest.mark.gpu
 @pytest.mark.parametrize("graphs", [False, True])
 def test_greedy_text_on_a_gpu_is_that_of_the_cpu(books_5m: Path, graphs: bool) -> None:
-    # Texts whose every choice is clear: bf16 on one side and fp32 on the other must not decide differently.
+    # In fp16 22 of 24 texts of 40 tokens were those of fp32 when this was measured: a near tie may turn a text off.
     prompts = ([1, 300, 17, 4000], [1, *range(100, 160)], [1, 7])
     texts = []
     for options in (
         EngineOptions(device="cpu", dtype="float32", kv_memory=20_000_000, max_model_len=256),
-        EngineOptions(device="cuda", kv_memory=20_000_000, max_model_len=256, cuda_graphs=graphs),
+        EngineOptions(
+            device="cuda", dtype="float16", kv_memory=20_000_000, max_model_len=256, max_num_seqs=8, cuda_graphs=graphs
+        ),
     ):
         engine = build_engine(books_5m, options)
         for i, prompt in enumerate(prompts):
