@@ -115,6 +115,26 @@ def test_a_stream_that_is_left_early_gives_up_its_request(llm: LLM) -> None:
     assert llm.generate(["The"], GREEDY)[0].finish_reason == "length"
 
 
+def test_an_interrupt_in_the_middle_of_a_step_harms_neither_the_model_nor_another_stream(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = [found.text for found in llm.generate(PROMPTS[:2], GREEDY)]
+    other = llm.stream(PROMPTS[:1], GREEDY)
+    text = "".join(next(other).text for _ in range(3))
+    forward = llm._engine._runner.forward  # type: ignore[attr-defined]
+
+    def interrupted(step: object) -> object:
+        monkeypatch.undo()
+        forward(step)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(llm._engine._runner, "forward", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        llm.generate(PROMPTS[1:2], GREEDY)
+    assert text + "".join(piece.text for piece in other) == expected[0]
+    assert llm.generate(PROMPTS[1:2], GREEDY)[0].text == expected[1]
+
+
 @pytest.mark.parametrize(
     ("prompts", "params", "message"),
     [

@@ -53,14 +53,23 @@ class Engine:
 
     def step(self) -> list[TokenEvent]:
         """Launch the next step if there is anything to compute, and report the one that has ended."""
-        events, self._told = self._told, []
         batch = self._scheduler.schedule()
-        ended = (batch, self._runner.launch(batch)) if batch is not None else None
+        ended = (batch, self._launch(batch)) if batch is not None else None
         if self._overlap:
             ended, self._under_way = self._under_way, ended
-        if ended is not None:
-            events += self._commit(ended[0], ended[1].result())
-        return events
+        told, self._told = self._told, []
+        return told + (self._commit(ended[0], ended[1].result()) if ended is not None else [])
+
+    def _launch(self, batch: Batch) -> Launched:
+        """Begin a step; if that fails (no memory, an impatient user), what is not read back is computed anew."""
+        try:
+            return self._runner.launch(batch)
+        except BaseException:
+            self._scheduler.undo(batch)
+            if self._under_way is not None:
+                self._scheduler.undo(self._under_way[0])
+                self._under_way = None
+            raise
 
     @property
     def has_work(self) -> bool:

@@ -7,13 +7,13 @@ import time
 
 from quantlab.log import logger
 from quantlab.runtime.batch import Batch, Slice
-from quantlab.runtime.block_pool import BlockPool, block_keys
+from quantlab.runtime.block_pool import BlockPool
 from quantlab.runtime.options import EngineInfo, EngineStats, Policy
+from quantlab.runtime.prefixes import Prefixes
 from quantlab.runtime.request import Request, Sequence
 from quantlab.runtime.waiting import WaitingQueue
 
 LOG = logger(__name__)
-WORTH_WAITING = 64  # tokens: less than this is computed again sooner than it is waited for
 
 
 class Scheduler:
@@ -32,7 +32,7 @@ class Scheduler:
         self.running: dict[int, Sequence] = {}  # by slot, in order of admission
         self._info = info
         self._policy = policy
-        self._prefix_caching = prefix_caching
+        self._prefixes = Prefixes(self.pool, info.block_size, prefix_caching)
         # More sequences than tokens in a step would leave the last ones without any for as long as the others run.
         self._slots = list(reversed(range(min(info.max_num_seqs, info.max_batch_tokens))))
         self._slices: dict[int, Slice] = {}  # of the step being made, by slot
@@ -42,9 +42,6 @@ class Scheduler:
         self._sent_back: set[int] = set()  # preempted in the step being made, by order
         self._steps = 0
         self._orders = 0
-        self._filling: dict[int, Sequence] = {}  # whose prompts are being computed, by order
-        self._held = -1  # who waits for one of them, by order
-        self._worth_blocks = -(-WORTH_WAITING // info.block_size)
         self._refused = (-1, 0, 0)  # who did not fit when so many blocks and slots were free
         self._counts = {"prompt_tokens": 0, "prefix_queries": 0, "prefix_hits": 0, "preemptions": 0}
         self._recomputed = 0
@@ -73,7 +70,7 @@ class Scheduler:
 
     def fail(self, sequence: Sequence) -> None:
         """Forget `sequence`, whose numbers were wrong, and what was computed for it."""
-        self.pool.forget(sequence.keys)
+        self._prefixes.forget(sequence)
         self.remove(sequence)
 
     def schedule(self) -> Batch | None:
@@ -91,16 +88,16 @@ class Scheduler:
         return self._batch()
 
     def computed(self, part: Slice) -> None:
-        """The step of `part` has ended well: the blocks it filled can be found by who begins with the same tokens."""
-        sequence, end = part.sequence, part.start + part.count
-        size = self._info.block_size
-        first, last = part.start // size, end // size
-        if end >= sequence.prompt_length:
-            self._filling.pop(sequence.order, None)
-        if self._prefix_caching and first < last and sequence.slot is not None:
-            self._name_blocks(sequence, last)
-            for index in range(first, last):
-                self.pool.know(sequence.block_ids[index], sequence.keys[index])
+        """The step of `part` has ended well: others may use what it computed."""
+        self._prefixes.computed(part)
+
+    def undo(self, batch: Batch) -> None:
+        """The step scheduled last will not be read back: it is as if its sequences had been preempted before it."""
+        self._released = [*batch.released, *self._released]
+        for part in batch.slices:
+            part.sequence.pending -= part.samples
+            if part.sequence.slot is not None:
+                self._preempt(part.sequence)
 
     def stats(self) -> EngineStats:
         """Gauges of now and counters since the start; tokens generated are the engine's to count."""
@@ -124,7 +121,7 @@ class Scheduler:
             assert sequence.slot == slot and sequence not in self.waiting
             assert sequence.computed <= len(sequence.block_ids) * self._info.block_size
             assert sequence.computed <= sequence.length + sequence.pending <= self._info.max_model_len
-        assert self._filling.keys() <= {sequence.order for sequence in self.running.values()}
+        self._prefixes.check_integrity(list(self.running.values()))
         assert self.waiting.tokens == sum(sequence.length for sequence in self.waiting)
         for sequence in self.waiting:
             assert sequence.slot is None and not sequence.block_ids and not sequence.computed
@@ -172,28 +169,17 @@ class Scheduler:
         """Give slots, blocks and tokens to those that wait, strictly in turn: nobody passes a long prompt by."""
         while self._budget and (sequence := self.waiting.peek()) is not None:
             # Who has just lost its blocks waits a step: what was computed in them is not read back yet.
-            if sequence.order in self._sent_back or self._is_being_computed(sequence) or not self._fits(sequence):
+            if sequence.order in self._sent_back or not self._fits(sequence):
                 break
             assert not sequence.pending, "a token that only the device knows belongs to a slot that is gone"
             self.waiting.pop()
             self._take_slot(sequence)
             self._compute(sequence, min(self._budget, sequence.length - sequence.computed))
 
-    def _is_being_computed(self, sequence: Sequence) -> bool:
-        """Whether somebody computes a good part of `sequence` right now, which it can have in a step or two."""
-        if not self._filling or not self._may_share(sequence):
-            return False
-        # Who waits already waits to the end. Equal keys mean that all before them is equal too.
-        at = len(self._hits(sequence)) + (0 if self._held == sequence.order else self._worth_blocks - 1)
-        key = sequence.keys[at : at + 1]
-        held = bool(key) and any(other.keys[at : at + 1] == key for other in self._filling.values())
-        self._held = sequence.order if held else -1
-        return held
-
     def _fits(self, sequence: Sequence) -> bool:
-        """Whether `sequence` can run now; with priorities, after those that matter less have made room."""
+        """Whether `sequence` should run now; with priorities, after those that matter less have made room."""
         asked = (sequence.order, self.pool.free, len(self._slots))
-        if asked == self._refused:
+        if asked == self._refused or self._prefixes.is_being_computed(sequence):
             return False
         while not self._slots or self._wanted(sequence) > self.pool.free:
             victim = self._lesser(sequence)
@@ -205,7 +191,7 @@ class Scheduler:
 
     def _wanted(self, sequence: Sequence) -> int:
         """Free blocks that there must be to admit `sequence`: its own, and one for each that runs."""
-        hits = self._hits(sequence)
+        hits = self._prefixes.find(sequence)
         return -(-sequence.length // self._info.block_size) - len(hits) + self.pool.idle(hits) + len(self.running)
 
     def _lesser(self, sequence: Sequence) -> Sequence | None:
@@ -213,48 +199,28 @@ class Scheduler:
         lower = [other for other in self.running.values() if other.request.priority > sequence.request.priority]
         if self._policy == "fcfs" or not lower:
             return None
-        hits = set(self._hits(sequence))
+        hits = set(self._prefixes.find(sequence))
         gain = sum(self.pool.alone(set(other.block_ids) - hits) for other in lower)
         enough = self.pool.free + gain >= self._wanted(sequence) - len(lower)
         return min(lower, key=self._work_to_redo) if enough else None
 
     def _take_slot(self, sequence: Sequence) -> None:
-        hits = self._hits(sequence)
+        hits = self._prefixes.find(sequence)
         self.pool.share(hits)
         sequence.block_ids = hits + self.pool.take(-(-sequence.length // self._info.block_size) - len(hits))
         sequence.computed = len(hits) * self._info.block_size
         sequence.slot = self._slots.pop()
         self.running[sequence.slot] = sequence
         self._admitted.append(sequence)
-        if self._may_share(sequence):
-            self._filling[sequence.order] = sequence
+        self._prefixes.begin(sequence)
         if sequence.preemptions:
             self._recomputed += max(0, sequence.redo - sequence.computed)
         else:
             sequence.queued = time.monotonic() - sequence.arrived
             sequence.cached = sequence.computed
             self._counts["prompt_tokens"] += sequence.prompt_length
-            self._counts["prefix_queries"] += sequence.prompt_length if self._may_share(sequence) else 0
+            self._counts["prefix_queries"] += sequence.prompt_length if self._prefixes.may_share(sequence) else 0
             self._counts["prefix_hits"] += sequence.computed
-
-    def _hits(self, sequence: Sequence) -> list[int]:
-        """Blocks that hold the beginning of `sequence` already; its last token is never among them."""
-        if not self._may_share(sequence):
-            return []
-        blocks = (sequence.length - 1) // self._info.block_size
-        self._name_blocks(sequence, blocks)
-        return self.pool.find(sequence.keys[:blocks])
-
-    def _may_share(self, sequence: Sequence) -> bool:
-        """Whether cached blocks help: who asks for the prompt's log probabilities needs every position computed."""
-        return self._prefix_caching and sequence.request.params.prompt_logprobs is None
-
-    def _name_blocks(self, sequence: Sequence, count: int) -> None:
-        """Make `sequence.keys` at least `count` long."""
-        size = self._info.block_size
-        if len(sequence.keys) < count:
-            tokens = sequence.tokens(len(sequence.keys) * size, count * size)
-            sequence.keys += block_keys(sequence.keys, tokens, size, sequence.request.cache_salt)
 
     def _work_to_redo(self, sequence: Sequence) -> tuple[int, int, int]:
         """The order of victims: who matters least, has computed least, came last."""
@@ -282,7 +248,7 @@ class Scheduler:
         self.pool.give_back(sequence.block_ids)
         sequence.block_ids = []
         del self.running[sequence.slot]
-        self._filling.pop(sequence.order, None)
+        self._prefixes.leave(sequence)
         self._slots.append(sequence.slot)
         self._released.append(sequence.slot)
         sequence.slot = None

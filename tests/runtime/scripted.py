@@ -64,8 +64,11 @@ class ScriptedRunner:
     owners: dict[int, str] = field(default_factory=dict)
     batches: list[Batch] = field(default_factory=list)
     read: list[int] = field(default_factory=list)
+    breaks: list[bool] = field(default_factory=list)  # for each launch to come, whether it cannot be
 
     def launch(self, batch: Batch) -> Ready:
+        if self.breaks and self.breaks.pop(0):
+            raise MemoryError
         self._check(batch)
         for part in batch.slices:
             self._write(part)
@@ -95,7 +98,7 @@ class ScriptedRunner:
         assert all(batch.step > earlier.step for earlier in self.batches[-1:])
         self.batches.append(batch)
         for slot in batch.released:
-            del self.owners[slot]
+            self.owners.pop(slot, None)  # its owner's first step may never have come here
         for sequence in batch.admitted:
             assert sequence.slot is not None and sequence.slot not in self.owners
             self.owners[sequence.slot] = sequence.request.request_id

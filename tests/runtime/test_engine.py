@@ -260,6 +260,25 @@ def test_wrong_numbers_end_their_request_alone_and_are_not_reused(overlap: bool)
     assert run.events[-1].cached_tokens == 0
 
 
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize("changes", [{}, SMALL])
+def test_a_step_that_cannot_be_launched_is_as_if_it_had_not_been(overlap: bool, changes: dict[str, int]) -> None:
+    run = bench(overlap, changes=changes)
+    requests = many(12, 9)
+    for number, request in enumerate(requests):
+        run.add(request)
+        if number % 3 == 0:
+            run.runner.breaks = [True]
+            with pytest.raises(MemoryError):
+                run.step()
+            run.scheduler.check_integrity()
+        run.step()
+    run.run()
+    run.assert_as_alone(*requests)
+    stats = run.engine.stats()
+    assert (stats.blocks_free, stats.running) == (stats.blocks_total, 0)
+
+
 def test_a_grammar_sees_each_token_before_the_next_is_drawn() -> None:
     run = bench()
     bound = ask("bound", (1, 2, 3), max_tokens=8, grammar=Grammar("json_object"))

@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from quantlab.runtime.batch import Batch
-from quantlab.runtime.scheduler import WORTH_WAITING
+from quantlab.runtime.prefixes import WORTH_WAITING
 from tests.runtime.scripted import Bench, ask, bench, prompts
 
 
