@@ -405,7 +405,7 @@ class PlainTraffic(PriorityTraffic):
 
 TestTraffic, TestPriorityTraffic, TestPlainTraffic = Traffic.TestCase, PriorityTraffic.TestCase, PlainTraffic.TestCase
 TestTraffic.settings = TestPriorityTraffic.settings = TestPlainTraffic.settings = settings(
-    max_examples=60, stateful_step_count=50, deadline=None
+    max_examples=40, stateful_step_count=40, deadline=None
 )
 
 
