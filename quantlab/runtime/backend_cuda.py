@@ -21,10 +21,9 @@ from quantlab.runtime.weights import Weights
 from quantlab_kernels.attention_warmup import Limits, warm_attention
 from quantlab_kernels.kv_cache import HEAD_DIMS, Rope, split_qkv
 from quantlab_kernels.paged_decode import choose_plan
+from quantlab_kernels.warm_up import token_counts
 
 LOG = logger(__name__)
-# Numbers of tokens whose kernels are compiled before serving: all small ones, then steps of this.
-DENSE_TOKENS, TOKEN_STEP = 320, 16
 # Longer sequences beside pieces of prompts over an INT8 cache are launched one by one: widening works by the length.
 MIXED_INT8_TOKENS = 4096
 
@@ -70,8 +69,8 @@ class CudaBackend:
     @torch.inference_mode()
     def _warm(self, weights: Weights, operations: CudaOperations, sizes: Sizes) -> None:
         config, most = weights.config, sizes.max_batch_tokens
-        counts = {*range(1, min(most, DENSE_TOKENS) + 1), *range(DENSE_TOKENS, most + 1, TOKEN_STEP), most}
-        counts |= {frame.tokens for frame in mixed_frames(sizes.max_num_seqs, most)}
+        widest = max(frame.tokens for frame in mixed_frames(sizes.max_num_seqs, most))
+        counts = token_counts(max(most, widest))
         first = weights.blocks[0]
         compiled = warm_linears([first.qkv, first.o, first.gate_up, first.down, weights.head], counts)
         q, k, _ = self._queries(config)
