@@ -147,7 +147,7 @@ def run(engine: Engine, works: Sequence[Work]) -> tuple[list[Ids], int]:
     said: dict[str, list[int]] = {name: [] for name, _ in waiting}
     most = 0
     while waiting or engine.has_work:
-        for _ in range(source.choice((0, 0, 1, 2, 8)) if engine.has_work else 1):
+        for _ in range(source.choice((0, 0, 1, 8, 40)) if engine.has_work else 1):
             if waiting:
                 name, work = waiting.pop()
                 engine.add(Request(name, work.prompt, SamplingParams(max_tokens=work.tokens, temperature=0.0)))
