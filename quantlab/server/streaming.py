@@ -45,7 +45,10 @@ class Answer(Response):
                 making.cancel()
             await asyncio.wait((making, leaving))
         if not making.cancelled():
-            making.result()
+            try:
+                making.result()
+            except TimeoutError:
+                LOG.warning("a client has read nothing for %g s and is left", SEND_SECONDS)
 
     async def _make(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with aclosing(self._parts) as parts:
