@@ -156,8 +156,10 @@ class EngineClient:
         return bool(self._streams) and self.alive and time.monotonic() - self._heard > seconds
 
     async def stop(self) -> None:
-        """End the process, by force if it does not end by itself."""
+        """End the process, by force if it does not end by itself or has not begun to listen."""
         self._send(Stop())
+        if self.info is None and not self.death.done():
+            self.process.kill()
         try:
             await asyncio.to_thread(self.process.wait, STOP_SECONDS)
         except subprocess.TimeoutExpired:

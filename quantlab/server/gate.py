@@ -23,6 +23,7 @@ OPEN: Final = ("/health", "/ready")
 MAX_BODY: Final = 8 << 20
 BODY_SECONDS: Final = 60.0
 MAX_ID: Final = 128
+NOSNIFF: Final = (b"x-content-type-options", b"nosniff")
 
 
 class Gate:
@@ -81,7 +82,7 @@ class _Answer:
         if message["type"] == "http.response.start":
             self.begun = True
             self.status = message["status"]
-            message["headers"] = [*message["headers"], (b"x-request-id", self._request_id)]
+            message["headers"] = [*message["headers"], (b"x-request-id", self._request_id), NOSNIFF]
         await self._send(message)
 
 

@@ -59,6 +59,7 @@ class Lifecycle:
         """Serve on `listener` until `stop`, then return; raises what ended the server otherwise."""
         server = HttpServer(http_config(self._service))
         serving = asyncio.create_task(server.serve(sockets=[listener]))
+        serving.add_done_callback(lambda _: self._stopping.set())  # without HTTP there is nothing left to do
         try:
             await self._supervise(engine)
         finally:
@@ -82,10 +83,11 @@ class Lifecycle:
             info = await self._unless_stopped(engine.ready(service.options.folder, service.options.engine))
             if info is not None:
                 service.admission.slots = info.max_num_seqs
+                service.strangers.expect(info)
                 service.phase = "ready"
                 if not self._restarts:
                     self._announce(info)
-                await self._unless_stopped(service.strangers.start(info))
+                await self._unless_stopped(service.strangers.start())
                 await self._unless_stopped(self._end_of(engine))
             if self._stopping.is_set():
                 await self._drain(engine)
@@ -125,6 +127,8 @@ class Lifecycle:
             raise error
         self._restarts.append(now)
         service.phase = "restarting"
+        if service.engine is not None:
+            await service.engine.stop()
         service.metrics.restarts.inc()
         return self._launch()
 

@@ -113,5 +113,5 @@ def failure(error: Exception) -> Failed:
 
 def raised(failed: Failed) -> QuantlabError:
     """The error that `failed` tells, of the class that it was of."""
-    kinds = {kind.code: kind for kind in (*QuantlabError.__subclasses__(), QuantlabError)}
+    kinds = {kind.code: kind for kind in QuantlabError.__subclasses__()} | {QuantlabError.code: QuantlabError}
     return kinds.get(failed.code, QuantlabError)(failed.message, where=failed.where, fix=failed.fix)

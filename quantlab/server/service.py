@@ -60,7 +60,8 @@ class Service:
         """The engine and what it is; raises ApiError 503 when it takes no work."""
         engine, info = self.engine, self.live_info()
         if self.phase != "ready" or engine is None or info is None:
-            raise ApiError(503, REASONS.get(self.phase, "the engine died"), code=self.phase, retry_after=COME_AGAIN)
+            phase: Phase = "dead" if self.phase == "ready" else self.phase
+            raise ApiError(503, REASONS[phase], code=phase, retry_after=COME_AGAIN)
         return engine, info
 
     def check_model(self, name: str | None) -> str:

@@ -35,9 +35,12 @@ class Strangers:
         """Whether there is a chat template."""
         return self._template is not None
 
-    async def start(self, info: EngineInfo) -> None:
-        """Begin the template's process now; a template that is malformed is told, and chats are refused."""
+    def expect(self, info: EngineInfo) -> None:
+        """Say what is served; before that no grammar can be checked."""
         self._grammars = self._grammars or GrammarProcess(self._folder, info.vocab_size, info.eos_token_ids)
+
+    async def start(self) -> None:
+        """Begin the template's process now; a template that is malformed is told, and chats are refused."""
         if self._template is not None:
             try:
                 await self._template.sandbox.start()

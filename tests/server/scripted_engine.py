@@ -80,6 +80,8 @@ def prompt_logprobs(part: Slice) -> tuple[TokenLogprobs, ...] | None:
 
 
 def build(seconds: float, folder: Path, options: EngineOptions) -> Engine:
+    if folder.name == "endless":
+        time.sleep(1000)
     if folder.name == "broken":
         raise CheckpointError("a tensor is missing", where=str(folder), fix="download it again")
     info = EngineInfo(

