@@ -47,6 +47,7 @@ def command(
     prefix_caching: arg.PrefixCaching = True,
     policy: arg.PolicyOption = "fcfs",
     cuda_graphs: arg.CudaGraphs = True,
+    int8_head: arg.Int8Head = False,
     threads: arg.Threads = None,
     chat_template: arg.ChatTemplate = None,
     hang_seconds: arg.HangSeconds = 300.0,
@@ -70,7 +71,9 @@ def command(
         raise UsageError("is not a checkpoint folder: there is no config.json", where=str(model))
     kv = (kv_dtype, kv_memory, int(block_size))
     limits = (max_model_len, max_num_seqs, max_batch_tokens)
-    engine = EngineOptions(device, dtype, *kv, *limits, prefix_caching, policy, cuda_graphs, threads=threads)
+    engine = EngineOptions(
+        device, dtype, *kv, *limits, prefix_caching, policy, cuda_graphs, threads=threads, int8_head=int8_head
+    )
     keys = read_keys(api_key_file, environment(ENVIRONMENT))
     options = ServeOptions(
         folder=model,

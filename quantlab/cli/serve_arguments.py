@@ -61,6 +61,14 @@ PolicyOption = Annotated[
     Literal["fcfs", "priority"],
     typer.Option("--policy", help="Who goes first: who came first, or the request's priority.", rich_help_panel=MODEL),
 ]
+Int8Head = Annotated[
+    bool,
+    typer.Option(
+        "--int8-head",
+        help="On a GPU, round a 16-bit output layer to INT8: faster for few requests, not quite the file's model.",
+        rich_help_panel=MODEL,
+    ),
+]
 CudaGraphs = Annotated[
     bool, typer.Option("--cuda-graphs/--no-cuda-graphs", help="Replay decode steps on a GPU.", rich_help_panel=MODEL)
 ]

@@ -5,6 +5,7 @@ Knows nothing about files or scheduling.
 
 import torch
 
+from quantlab.errors import UsageError
 from quantlab.models.device import use_fast_products
 from quantlab.runtime.linears import Linear, RawLinear
 from quantlab.runtime.linears_cpu import make_linear
@@ -45,7 +46,9 @@ class CpuBackend:
 
 
 def make_backend(device: torch.device, dtype: torch.dtype, options: EngineOptions) -> CpuBackend:
-    """The CPU with the threads that `options` ask for."""
+    """The CPU with the threads that `options` ask for; raises UsageError for what only a GPU has."""
+    if options.int8_head:
+        raise UsageError("a CPU has no product for it", where="--int8-head", fix="leave it out")
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     if dtype == torch.float32:

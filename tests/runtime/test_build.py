@@ -92,6 +92,11 @@ def test_a_cpu_runs_half_precision_in_what_it_multiplies(monkeypatch: pytest.Mon
         choose_dtype("int3", cpu, "bfloat16")
 
 
+def test_what_only_a_gpu_has_is_refused_on_a_cpu(books_5m: Path) -> None:
+    with pytest.raises(UsageError, match="no product for it"):
+        build_engine(books_5m, EngineOptions(device="cpu", int8_head=True))
+
+
 def test_a_machine_says_what_serves_which_scheme() -> None:
     found = kernels_here()
     assert list(found) == ["16-bit", "w4a16 g128", "w8a8", "w8a16 channel"]
