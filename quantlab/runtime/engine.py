@@ -126,12 +126,12 @@ class Engine:
 
     def _finish_reason(self, sequence: Sequence, token: int) -> FinishReason | None:
         params, count = sequence.request.params, len(sequence.output_ids)
-        guided = (
-            params.grammar is not None
-        )  # such a text is whole when its grammar allows the end, and then nothing else
-        ends = token in params.stop_token_ids or (token in self._eos and (guided or not params.ignore_eos))
-        if ends and (guided or count > params.min_tokens):
-            return "stop"
+        if token in self._eos or token in params.stop_token_ids:
+            # A grammar allows its end when its text is whole, and then nothing else.
+            guided = params.grammar is not None
+            ends = token in params.stop_token_ids or guided or not params.ignore_eos
+            if ends and (guided or count > params.min_tokens):
+                return "stop"
         return "length" if count >= sequence.limit else None
 
     def _end(self, sequence: Sequence, reason: FinishReason) -> TokenEvent:

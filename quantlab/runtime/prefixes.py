@@ -53,7 +53,7 @@ class Prefixes:
         """The step of `part` has ended well: the blocks it filled can be found by who begins with the same tokens."""
         sequence, end = part.sequence, part.start + part.count
         first, last = part.start // self._size, end // self._size
-        if end >= sequence.prompt_length:
+        if self._filling and end >= sequence.prompt_length:
             self._filling.pop(sequence.order, None)
         # A sequence that was preempted meanwhile does not have these blocks any more.
         if self._enabled and first < last and sequence.slot is not None:
