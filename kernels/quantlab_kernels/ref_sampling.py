@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+MASK = (1 << 32) - 1
+
 
 def greatest(scores: Tensor) -> tuple[Tensor, Tensor]:
     """The greatest of each row of `scores: [S, V]`, fp32 [S], and its first column, int64 [S]; NaN if a row has one."""
@@ -20,11 +22,19 @@ def nucleus_floor(probabilities: Tensor, top_p: Tensor) -> Tensor:
     return falling.gather(1, count - 1)[:, 0]
 
 
-def draw(probabilities: Tensor, uniforms: Tensor) -> Tensor:
-    """The first token of each row whose cumulated probability exceeds that part of the row's sum, int64 [S].
+def race(scores: Tensor, keys: Tensor) -> Tensor:
+    """The token of each row whose exponential clock E / p rings first, int64 [S], p = softmax(scores).
 
-    probabilities: [S, P] fp32; uniforms: [S] fp64 in [0, 1 - 2^-52].
+    scores: [S, P] fp32; keys: [S, 2] int32. With u in (0, 1) from 31 bits of a hash of the row's keys and the token's
+    place (MurmurHash3's finalizer), E = -ln(1 - u); the first to ring has the greatest score - ln E.
     """
-    ends = probabilities.double().cumsum(-1)
-    target = uniforms[:, None] * ends[:, -1:]
-    return torch.minimum((ends <= target).sum(-1), (ends < ends[:, -1:]).sum(-1))
+    place = torch.arange(scores.shape[1], device=scores.device)
+    first, second = (keys[:, i : i + 1].long() & MASK for i in (0, 1))
+    h = (place * 0x9E3779B1 + first) & MASK
+    h = ((h ^ (h >> 16)) * 0x85EBCA6B) & MASK
+    h ^= second
+    h = ((h ^ (h >> 13)) * 0xC2B2AE35) & MASK
+    h ^= h >> 16
+    size = torch.where(h >= 1 << 31, (1 << 32) - h, h)
+    u = ((size.double() + 0.5) * 2.0**-31).clamp(max=1 - 2.0**-24)
+    return (scores.double() - (-torch.log1p(-u)).log()).argmax(-1)

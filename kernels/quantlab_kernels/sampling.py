@@ -11,8 +11,7 @@ from torch import Tensor
 
 from quantlab_kernels.launch import has_pdl, require, require_gpu
 
-# Columns that a draw sums before anything else, and that a program of it takes.
-BLOCK, DRAW_COLUMNS = 512, 4096
+BLOCK = 512  # columns that a program of the nucleus looks at together
 # A row is cut into parts of this many columns or more, and into so many that about two programs a processor run.
 PART_COLUMNS, MOST_PARTS, PROGRAMS = 4096, 32, 264
 # Floats from 0 to 2 are in the order of their 30 low bits; each pass over a row settles four of them, the last two.
@@ -28,10 +27,26 @@ def _wait(PDL: tl.constexpr):
         tl.extra.cuda.gdc_wait()
 
 
+@triton.jit
+def _head_start(column, first, second):
+    """-ln E of each token's exponential clock E, from 32 bits: MurmurHash3's finalizer over place and keys."""
+    h = column.to(tl.uint32) * 0x9E3779B1 + first.to(tl.uint32)
+    h = (h ^ (h >> 16)) * 0x85EBCA6B
+    h = h ^ second.to(tl.uint32)
+    h = (h ^ (h >> 13)) * 0xC2B2AE35
+    h = (h ^ (h >> 16)).to(tl.int32)
+    early = tl.minimum((tl.abs(h.to(tl.float32)) + 0.5) * 4.656612873077393e-10, 1.0 - 5.9604644775390625e-08)
+    # -ln(1 - early): 1 - early would lose the bits of the early clocks, which decide.
+    series = early * (1.0 + early * (1.0 / 2 + early * (1.0 / 3 + early * (1.0 / 4 + early * (1.0 / 5)))))
+    clock = tl.where(early < 1.0 / 64, series, -tl.log(1.0 - early))
+    return -tl.log(clock)
+
+
 @triton.jit(do_not_specialize=["columns", "stride", "span"])
 def _greatest_kernel(
-    scores, best, places, columns, stride, span, PARTS: tl.constexpr, WIDTH: tl.constexpr, PDL: tl.constexpr
-):
+    scores, keys, best, places, columns, stride, span, PARTS: tl.constexpr, WIDTH: tl.constexpr, RACE: tl.constexpr,
+    PDL: tl.constexpr,
+):  # fmt: skip
     _wait(PDL)
     part, row = tl.program_id(0), tl.program_id(1)
     lane = tl.arange(0, WIDTH)
@@ -41,6 +56,8 @@ def _greatest_kernel(
     for start in tl.range(begin, tl.minimum(begin + span, columns), WIDTH):
         column = start + lane
         x = tl.load(scores + row.to(tl.int64) * stride + column, column < columns, -float("inf")).to(tl.float32)
+        if RACE:
+            x += _head_start(column, tl.load(keys + row * 2), tl.load(keys + row * 2 + 1))
         at = tl.where(x > most, column, at)
         most = tl.maximum(most, x)
         broken |= (x != x).to(tl.int32)
@@ -93,65 +110,12 @@ def _nucleus_kernel(
         tl.store(sums_out + (row * PARTS + part) * WAYS + way, tl.sum(acc, 1))
 
 
-@triton.jit(do_not_specialize=["columns", "blocks"])
-def _mass_kernel(probabilities, mass, columns, blocks, BLOCK: tl.constexpr, HERE: tl.constexpr, PDL: tl.constexpr):
-    _wait(PDL)
-    row, block = tl.program_id(1), tl.program_id(0) * HERE + tl.arange(0, HERE)
-    column = block[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
-    p = tl.load(probabilities + row.to(tl.int64) * columns + column, column < columns, 0.0)
-    tl.store(mass + row * blocks + block, tl.sum(p.to(tl.float64), 1), block < blocks)
-
-
-@triton.jit(do_not_specialize=["columns", "blocks"])
-def _draw_kernel(
-    probabilities, mass, uniforms, tokens, columns, blocks, BLOCK: tl.constexpr, WIDTH: tl.constexpr, PDL: tl.constexpr
-):
-    _wait(PDL)
-    row = tl.program_id(0)
-    block = tl.arange(0, WIDTH)
-    here = tl.load(mass + row * blocks + block, block < blocks, 0.0)
-    ends = tl.cumsum(here, 0)
-    last = block == blocks - 1
-    target = tl.load(uniforms + row) * tl.sum(tl.where(last, ends, 0.0), 0)
-    chosen = tl.minimum(tl.sum(((ends <= target) & (block < blocks)).to(tl.int32), 0), blocks - 1)
-    rest = target - tl.sum(tl.where(block == chosen, ends - here, 0.0), 0)
-    lane = tl.arange(0, BLOCK)
-    p = tl.load(probabilities + row.to(tl.int64) * columns + chosen * BLOCK + lane)
-    inside = tl.cumsum(p.to(tl.float64), 0)
-    # Rounding may put the rest just outside the block, where only tokens of probability 0 would be left.
-    total = tl.sum(tl.where(lane == BLOCK - 1, inside, 0.0), 0)
-    rest = tl.minimum(tl.maximum(rest, 0.0), total * (1.0 - 8.881784197001252e-16))
-    place = tl.minimum(tl.sum((inside <= rest).to(tl.int32), 0), BLOCK - 1)
-    tl.store(tokens + row, (chosen * BLOCK + place).to(tl.int64))
-
-
 def greatest(scores: Tensor) -> tuple[Tensor, Tensor]:
     """The greatest score of each row, fp32 [S], and its column, the first of equals, int64 [S].
 
     scores: [S, V] fp32, fp16 or bf16, rows may have any stride. NaN in a row makes its greatest NaN. Raises ValueError.
     """
-    require(
-        scores.dim() == 2 and scores.shape[1] > 0 and scores.stride(1) == 1, "scores must be [S, V], rows contiguous"
-    )
-    require(
-        scores.dtype in (torch.float32, torch.float16, torch.bfloat16), f"scores are {scores.dtype}; a float is due"
-    )
-    require_gpu("scores", scores, "ref_sampling")
-    rows, columns = scores.shape
-    value = torch.empty(rows, dtype=torch.float32, device=scores.device)
-    token = torch.empty(rows, dtype=torch.int64, device=scores.device)
-    if rows:
-        parts, pdl = _parts(rows, columns), has_pdl(scores)
-        span = triton.cdiv(triton.cdiv(columns, parts), 1024) * 1024
-        best = torch.empty(rows, parts, dtype=torch.float32, device=scores.device)
-        places = torch.empty(rows, parts, dtype=torch.int32, device=scores.device)
-        _greatest_kernel[(parts, rows)](
-            scores, best, places, columns, scores.stride(0), span, PARTS=parts, WIDTH=1024, PDL=pdl, launch_pdl=pdl
-        )  # fmt: skip
-        _greatest_of_parts_kernel[(rows,)](
-            best, places, value, token, PARTS=parts, PDL=pdl, num_warps=1, launch_pdl=pdl
-        )  # fmt: skip
-    return value, token
+    return _greatest(scores, None)
 
 
 def nucleus_floor(probabilities: Tensor, top_p: Tensor) -> Tensor:
@@ -180,31 +144,20 @@ def nucleus_floor(probabilities: Tensor, top_p: Tensor) -> Tensor:
     return below[passes % 2].view(torch.float32)
 
 
-def draw(probabilities: Tensor, uniforms: Tensor) -> Tensor:
-    """A token a row, int64 [S], by inverting the distribution function at `uniforms`, in fp64.
+def race(scores: Tensor, keys: Tensor) -> Tensor:
+    """A token a row, int64 [S], drawn with the probabilities softmax(scores) by a race of exponential clocks.
 
-    probabilities: [S, P] fp32, P a multiple of 512, of any sum; uniforms: [S] fp64 in [0, 1 - 2^-52]. A token of
-    probability 0 is never drawn unless all are. Raises ValueError.
+    scores: [S, P] fp32, rows may have any stride, -inf for tokens that cannot come; keys: [S, 2] int32: a token's clock
+    is a function of its row's keys and its place. NaN in a row makes its token 0. Raises ValueError.
     """
-    _check_probabilities(probabilities, uniforms, torch.float64, "uniforms")
-    rows, columns = probabilities.shape
-    require(columns % BLOCK == 0, f"rows of {columns} are not a multiple of {BLOCK}")
-    tokens = torch.empty(rows, dtype=torch.int64, device=probabilities.device)
-    if rows:
-        blocks, here, pdl = columns // BLOCK, DRAW_COLUMNS // BLOCK, has_pdl(probabilities)
-        mass = torch.empty(rows, blocks, dtype=torch.float64, device=probabilities.device)
-        _mass_kernel[(triton.cdiv(blocks, here), rows)](
-            probabilities, mass, columns, blocks, BLOCK=BLOCK, HERE=here, PDL=pdl, launch_pdl=pdl
-        )  # fmt: skip
-        _draw_kernel[(rows,)](
-            probabilities, mass, uniforms, tokens, columns, blocks, BLOCK=BLOCK, WIDTH=triton.next_power_of_2(blocks),
-            PDL=pdl, launch_pdl=pdl,
-        )  # fmt: skip
-    return tokens
+    fits = keys.shape == (scores.shape[0], 2) and keys.dtype == torch.int32 and keys.device == scores.device
+    require(scores.dtype == torch.float32, f"scores are {scores.dtype}; torch.float32 is due")
+    require(fits and keys.is_contiguous(), "keys must be contiguous [S, 2] int32 beside the scores")
+    return _greatest(scores, keys)[1]
 
 
 def warm_sampling(columns: int, rows: int, scores: torch.dtype, device: torch.device) -> int:
-    """Launch every kernel that up to `rows` rows of `columns` columns (padded to 512 for a draw) need; returns for how
+    """Launch every kernel that up to `rows` rows of `columns` columns (padded to 512 for a race) need; returns for how
     many numbers of rows that took. scores: the dtype that `greatest` will be given."""
     shapes: dict[int, int] = {}
     for count in range(1, rows + 1):
@@ -214,8 +167,33 @@ def warm_sampling(columns: int, rows: int, scores: torch.dtype, device: torch.de
         greatest(probabilities[:, :columns].to(scores))
         greatest(probabilities)
         nucleus_floor(probabilities, probabilities.new_ones(count))
-        draw(probabilities, torch.zeros(count, dtype=torch.float64, device=device))
+        race(probabilities, torch.zeros(count, 2, dtype=torch.int32, device=device))
     return len(shapes)
+
+
+def _greatest(scores: Tensor, keys: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The greatest of each row and its column; with `keys`, of what its clocks make of the scores."""
+    require(
+        scores.dim() == 2 and scores.shape[1] > 0 and scores.stride(1) == 1, "scores must be [S, V], rows contiguous"
+    )
+    require(scores.dtype in FLOATS, f"scores are {scores.dtype}; a float is due")
+    require_gpu("scores", scores, "ref_sampling")
+    rows, columns = scores.shape
+    value = torch.empty(rows, dtype=torch.float32, device=scores.device)
+    token = torch.empty(rows, dtype=torch.int64, device=scores.device)
+    if rows:
+        parts, pdl = _parts(rows, columns), has_pdl(scores)
+        span = triton.cdiv(triton.cdiv(columns, parts), 1024) * 1024
+        best = torch.empty(rows, parts, dtype=torch.float32, device=scores.device)
+        places = torch.empty(rows, parts, dtype=torch.int32, device=scores.device)
+        _greatest_kernel[(parts, rows)](
+            scores, keys, best, places, columns, scores.stride(0), span, PARTS=parts, WIDTH=1024,
+            RACE=keys is not None, PDL=pdl, launch_pdl=pdl,
+        )  # fmt: skip
+        _greatest_of_parts_kernel[(rows,)](
+            best, places, value, token, PARTS=parts, PDL=pdl, num_warps=1, launch_pdl=pdl
+        )  # fmt: skip
+    return value, token
 
 
 def _parts(rows: int, columns: int) -> int:

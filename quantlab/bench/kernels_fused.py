@@ -18,6 +18,7 @@ from torch import Tensor
 from quantlab.bench.gpu_timing import environment, graph_time, relative_rmse
 from quantlab.quant import gptq
 from quantlab.quant.grid import absmax_params
+from quantlab.runtime import distribution
 from quantlab.runtime.distribution import padded
 from quantlab.schemes import Scheme
 from quantlab_kernels import fused, ref_fused, ref_sampling, sampling
@@ -64,7 +65,7 @@ def sampler(rows: int) -> Iterator[Row]:
     width = padded(VOCABULARY)
     probabilities = (torch.randn(rows, width, device="cuda") * 2).softmax(-1)
     top_p = torch.full((rows,), 0.9, device="cuda")
-    uniforms = torch.rand(rows, dtype=torch.float64, device="cuda")
+    logs, keys = probabilities.log(), torch.randint(-(2**31), 2**31, (rows, 2), dtype=torch.int32, device="cuda")
     scores = torch.randn(rows, VOCABULARY, device="cuda").bfloat16()
     yield _row("greatest", rows, lambda: sampling.greatest(scores)[:1], lambda: scores.max(-1)[:1])
     yield _row(
@@ -74,10 +75,10 @@ def sampler(rows: int) -> Iterator[Row]:
         lambda: (ref_sampling.nucleus_floor(probabilities, top_p),),
     )
     yield _row(
-        "draw",
+        "race",
         rows,
-        lambda: (sampling.draw(probabilities, uniforms),),
-        lambda: (ref_sampling.draw(probabilities, uniforms),),
+        lambda: (sampling.race(logs, keys),),
+        lambda: (distribution.race(logs, keys),),
     )
 
 

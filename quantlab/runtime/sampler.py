@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from quantlab.runtime.batch import Sampled, Slice
-from quantlab.runtime.distribution import keys, padded, race, stream
+from quantlab.runtime.distribution import keys, padded, stream
 from quantlab.runtime.guided import Grammars, Guided
 from quantlab.runtime.logprobs import LogprobTensors, read_logprobs, start_copy, token_logprobs
 from quantlab.runtime.request import Sequence, TokenLogprobs
@@ -43,6 +43,9 @@ class Operations(Protocol):
 
     def nucleus_floor(self, probabilities: Tensor, top_p: Tensor) -> Tensor:
         """The least probability in each row's nucleus [S]."""
+
+    def race(self, scores: Tensor, keys: Tensor) -> Tensor:
+        """A token a row [S] int64 with the probabilities softmax(scores); keys: [S, 2] int32 fix it."""
 
 
 def operations_for(device: torch.device) -> Operations:
@@ -186,7 +189,7 @@ class Sampler:
         for row in plan.random:
             part = parts[row]
             noise[row] = keys(self._streams[_slot(part)], part.start + part.count)
-        return race(scores, upload(noise, torch.int32, self.device))
+        return self.operations.race(scores, upload(noise, torch.int32, self.device))
 
     def _plan_for(self, parts: Ordered[Slice]) -> Plan:
         slots = [_slot(part) for part in parts]

@@ -72,10 +72,12 @@ class _Whole:
 
     @property
     def kernel(self) -> str:
+        """What computes it."""
         return self.head.kernel
 
     @property
     def nbytes(self) -> int:
+        """Bytes that one call reads."""
         return self.head.nbytes
 
     def __call__(self, x: Activations) -> Tensor:

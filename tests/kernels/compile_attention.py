@@ -129,7 +129,7 @@ def the_rest() -> None:
     scores = empty(8, 128512, dtype=torch.float32)
     sampling.greatest(scores)
     sampling.nucleus_floor(scores, empty(8, dtype=torch.float32))
-    sampling.draw(scores, empty(8, dtype=torch.float64))
+    sampling.race(scores, empty(8, 2, dtype=torch.int32))
     block, inner = empty(128, 1024, dtype=torch.float32), empty(128, 128, dtype=torch.float32)
     gptq_block(block, block, (block, block), inner.t(), (block, block), (-8, 7))
 

@@ -52,7 +52,7 @@ def sampler_and_solver() -> None:
     probabilities = torch.rand(2, 5120, device=DEVICE).softmax(-1)
     sampling.greatest(probabilities[:, :5001])
     sampling.nucleus_floor(probabilities, torch.tensor([0.5, 0.9], device=DEVICE))
-    sampling.draw(probabilities, torch.rand(2, dtype=torch.float64, device=DEVICE))
+    sampling.race(probabilities.log(), torch.zeros(2, 2, dtype=torch.int32, device=DEVICE))
     w, target, codes, errors = (torch.randn(37, 50, device=DEVICE) for _ in range(4))
     steps, inner = torch.rand(37, 50, device=DEVICE) + 0.1, torch.randn(37, 37, device=DEVICE) * 0.1
     gptq_block(w, target, (steps, None), inner, (codes, errors), (-8, 7))

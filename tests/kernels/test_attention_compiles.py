@@ -17,8 +17,7 @@ from quantlab_kernels.paged_decode_int8 import ASSEMBLY_RELEASES
 PRODUCTS = {"_decode_kernel", "_decode_int8_kernel", "_prefill_kernel", "_prefill_hopper_kernel"}
 OTHERS = {
     "_write_kernel", "_merge_kernel", "_dequantize_kernel", "_rms_norm_kernel", "_silu_mul_kernel",
-    "_silu_mul_int8_kernel", "_embed_kernel", "_greatest_kernel", "_nucleus_kernel", "_mass_kernel", "_draw_kernel",
-    "_gptq_block_kernel",
+    "_silu_mul_int8_kernel", "_embed_kernel", "_greatest_kernel", "_nucleus_kernel", "_gptq_block_kernel",
 }  # fmt: skip
 # Shared memory that a block may ask for, in bytes.
 SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}

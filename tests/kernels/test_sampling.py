@@ -1,4 +1,4 @@
-"""The sampling kernels against sorts and sums in torch."""
+"""The sampling kernels against sorts, sums and races in torch."""
 
 import pytest
 import torch
@@ -59,29 +59,41 @@ def test_a_row_may_ask_for_all_tokens_or_the_likeliest():
     assert torch.allclose(floor[2:], ref_sampling.nucleus_floor(p[2:], torch.tensor([0.7], device=DEVICE)), rtol=1e-2)
 
 
-@pytest.mark.parametrize(("rows", "columns"), [(1, 512), (2, 5120), pytest.param(70, 128512, marks=pytest.mark.gpu)])
-def test_a_draw_inverts_the_distribution(rows: int, columns: int):
-    p = probabilities(rows, columns, 3.0)
-    p[:, ::3] = 0
-    for u in (0.0, 1e-9, 0.3, 0.77, 1 - 2.0**-52):
-        uniforms = torch.full((rows,), u, dtype=torch.float64, device=DEVICE)
-        token = sampling.draw(p, uniforms)
-        assert torch.equal(token, ref_sampling.draw(p, uniforms))
-        assert bool((p.gather(1, token[:, None]) > 0).all())
+def some_keys(rows: int) -> Tensor:
+    return torch.randint(-(2**31), 2**31, (rows, 2), dtype=torch.int32, device=DEVICE)
 
 
-def test_draws_follow_the_probabilities():
-    p = torch.tensor([0.5, 0.0, 0.3, 0.2], device=DEVICE).repeat(40, 1)
-    p = torch.nn.functional.pad(p, (0, 508))
-    uniforms = (torch.arange(40, dtype=torch.float64, device=DEVICE) + 0.5) / 40
-    assert torch.bincount(sampling.draw(p, uniforms), minlength=4).tolist() == [20, 0, 12, 8]
+@pytest.mark.parametrize(("rows", "columns"), [(1, 512), (40, 5120), pytest.param(70, 128512, marks=pytest.mark.gpu)])
+def test_the_race_is_won_by_the_same_token_as_in_double_precision(rows: int, columns: int):
+    scores, keys = torch.randn(rows, columns, device=DEVICE) * 3, some_keys(rows)
+    scores[:, ::3] = -torch.inf
+    token = sampling.race(scores, keys)
+    assert (token == ref_sampling.race(scores, keys)).float().mean() > 0.98, "two clocks may ring nearly together"
+    assert bool(scores.gather(1, token[:, None]).isfinite().all())
+    assert torch.equal(token, sampling.race(scores, keys))
+
+
+def test_winners_follow_the_probabilities():
+    p = torch.tensor([0.5, 0.0, 0.3, 0.2], device=DEVICE)
+    scores = torch.full((4000, 512), -torch.inf, device=DEVICE)
+    scores[:, :4] = p.log()
+    counts = torch.bincount(sampling.race(scores, some_keys(4000)), minlength=4).tolist()
+    assert counts[1] == 0 and all(
+        abs(n - 4000 * q) < 5 * (4000 * q * (1 - q)) ** 0.5 + 1 for n, q in zip(counts, p.tolist(), strict=True)
+    )
+
+
+def test_a_row_s_token_does_not_depend_on_the_other_rows():
+    scores, keys = torch.randn(9, 6000, device=DEVICE), some_keys(9)
+    alone = torch.cat([sampling.race(scores[i : i + 1], keys[i : i + 1]) for i in range(9)])
+    assert torch.equal(sampling.race(scores, keys), alone)
 
 
 def test_no_rows_need_no_launch():
     nothing = torch.zeros(0, 512, device=DEVICE)
     assert sampling.greatest(nothing)[1].shape == (0,)
     assert sampling.nucleus_floor(nothing, nothing[:, 0]).shape == (0,)
-    assert sampling.draw(nothing, nothing[:, 0].double()).shape == (0,)
+    assert sampling.race(nothing, nothing[:, :2].int()).shape == (0,)
 
 
 @pytest.mark.gpu
@@ -92,7 +104,7 @@ def test_after_the_warm_up_nothing_is_compiled():
             p = probabilities(rows, 128512, 2.0)
             sampling.greatest(p[:, :128256].bfloat16())
             sampling.nucleus_floor(p, torch.full((rows,), 0.9, device=DEVICE))
-            sampling.draw(p, torch.rand(rows, dtype=torch.float64, device=DEVICE))
+            sampling.race(p, some_keys(rows))
     assert not names
 
 
@@ -103,8 +115,8 @@ def test_after_the_warm_up_nothing_is_compiled():
         (lambda p: sampling.greatest(p.long()), "scores are torch.int64"),
         (lambda p: sampling.nucleus_floor(p.half(), p[:, 0]), "probabilities must be"),
         (lambda p: sampling.nucleus_floor(p, p[:1, 0]), "top_p must be"),
-        (lambda p: sampling.draw(p, p[:, 0].contiguous()), "uniforms must be"),
-        (lambda p: sampling.draw(p[:, :100].contiguous(), p[:, 0].double()), "not a multiple of 512"),
+        (lambda p: sampling.race(p, p[:, :2].contiguous()), "keys must be"),
+        (lambda p: sampling.race(p.half(), p[:, :2].int()), "scores are torch.float16"),
     ],
 )
 def test_what_the_kernels_cannot_read_is_refused_in_one_sentence(call, sentence: str):

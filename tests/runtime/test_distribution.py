@@ -19,7 +19,7 @@ from quantlab.runtime.distribution import (
     race,
     stream,
 )
-from quantlab_kernels import ref_sampling
+from quantlab_kernels import ref_sampling, sampling
 
 Nucleus = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 NUCLEI = pytest.mark.parametrize("nucleus", [nucleus_floor, ref_sampling.nucleus_floor])
@@ -181,3 +181,11 @@ def test_the_noise_of_neighbouring_tokens_and_rows_is_independent() -> None:
     centred = drawn.double() - drawn.double().mean()
     for a, b in ((centred[:, 1:], centred[:, :-1]), (centred[1:], centred[:-1])):
         assert abs((a * b).mean() / centred.var()) < 0.05
+
+
+def test_a_gpu_s_race_has_the_same_winners() -> None:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    scores = torch.randn(20, 3072)
+    both = torch.randint(-(2**31), 2**31, (20, 2), dtype=torch.int32)
+    winners = sampling.race(scores.to(device), both.to(device)).cpu()
+    assert (race(scores, both) == winners).float().mean() > 0.9
