@@ -229,7 +229,7 @@ class Scheduler:
 
     def _preempt(self, victim: Sequence) -> None:
         """Take the blocks and the slot of `victim`, which waits again and then computes its tokens anew."""
-        LOG.info(
+        LOG.warning(
             "preempted %s: %d of its tokens are to be computed again, %d sequences run, %d wait",
             victim.request.request_id, victim.computed, len(self.running) - 1, len(self.waiting) + 1,
         )  # fmt: skip
