@@ -12,6 +12,7 @@ from typing import Any
 
 from jinja2.exceptions import TemplateError
 from transformers import AutoTokenizer
+from transformers.configuration_utils import PreTrainedConfig
 
 from quantlab.errors import CheckpointError
 
@@ -78,7 +79,9 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     Raises CheckpointError when there is none or it cannot be read.
     """
     try:
-        backend = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        backend = AutoTokenizer.from_pretrained(
+            str(folder), config=_family(folder), local_files_only=True, trust_remote_code=False
+        )
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         reason = str(error).strip().split("\n")[0]
         raise CheckpointError(
@@ -88,6 +91,15 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         ) from error
     prefix, suffix = _frame(backend)
     return Tokenizer(backend, folder, backend.bos_token_id, backend.eos_token_id, prefix, suffix)
+
+
+def _family(folder: Path) -> PreTrainedConfig:
+    """What of the model's configuration decides how its tokenizer is read.
+
+    Left to itself AutoTokenizer imports the whole of the model's code for it, which takes a second or two.
+    """
+    values, _ = PreTrainedConfig.get_config_dict(str(folder), local_files_only=True)
+    return PreTrainedConfig.from_dict({key: values[key] for key in ("model_type", "tokenizer_class") if key in values})
 
 
 def _frame(backend: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
