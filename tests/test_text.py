@@ -3,6 +3,7 @@
 import contextlib
 import json
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -115,3 +116,10 @@ def test_a_tokenizer_with_code_of_its_own_is_not_run(tmp_path: Path, books_5m: P
     with contextlib.suppress(CheckpointError):
         make_tokenizer(tmp_path / "t", books_5m, changes)
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_tokenizer_is_read_without_the_code_of_its_model(books_5m: Path) -> None:
+    code = f"import sys, quantlab.text as t; from pathlib import Path; t.load_tokenizer(Path({str(books_5m)!r}))"
+    code += "; print([name for name in sys.modules if name.startswith(('transformers.models.llama', 'accelerate'))])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
