@@ -21,6 +21,19 @@ INT4_GROUPS = (32, 64, 128, 256)
 INT4_ROWS = 16  # the packed product takes whole multiples of so many rows
 # From so many tokens on, one pass that widens INT8 codes to bf16 costs less than the packed product's slower rate.
 WIDEN_TOKENS = 144
+# torch's products compile code for each number of rows that they meet and keep it, 0.8 GB over a minute of mixed steps;
+# with rows rounded up to these multiples, (rows up to, multiple of), there are few.
+ROW_STEPS = ((16, 1), (64, 8), (1 << 20, 32))
+
+
+@dataclass(frozen=True, slots=True)
+class EvenLinear(DenseLinear):
+    """A dense layer whose products meet few different numbers of rows."""
+
+    def __call__(self, x: Activations) -> Tensor:
+        """x: [T, K] -> [T, N]."""
+        assert isinstance(x, Tensor)
+        return linear(even_rows(x), self.weight, self.bias)[: x.shape[0]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +82,8 @@ class Int8Linear:
         wide = x.to(torch.bfloat16).contiguous()
         if x.shape[0] < WIDEN_TOKENS:
             return _finish(torch.ops.aten._weight_int8pack_mm(wide, self.codes, self.scales), x, self.bias)
-        return _finish(linear(wide, self.codes.to(torch.bfloat16)) * self.scales, x, self.bias)
+        y = linear(even_rows(wide), self.codes.to(torch.bfloat16))[: x.shape[0]]
+        return _finish(y * self.scales, x, self.bias)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,15 +105,24 @@ class W8A8Linear:
         """x: [T, K] -> [T, N], as quantlab_kernels.ref.w8a8_linear means it."""
         assert isinstance(x, Tensor)
         codes, scales = quantize_per_token(x)
-        y = torch._int_mm(codes, self.codes.t()).float() * scales * self.scales
+        product = torch._int_mm(even_rows(codes), self.codes.t())[: x.shape[0]]
+        y = product.float() * scales * self.scales
         return (y if self.bias is None else y + self.bias.float()).to(x.dtype)
+
+
+def even_rows(x: Tensor) -> Tensor:
+    """x: [T, K] with rows of zeros after it, up to the next of ROW_STEPS."""
+    rows = x.shape[0]
+    step = next(step for most, step in ROW_STEPS if rows <= most)
+    missing = -rows % step
+    return pad(x, (0, 0, 0, missing)) if missing else x
 
 
 def make_linear(raw: RawLinear) -> Linear:
     """The layer that runs `raw` on this CPU."""
     if isinstance(raw.weight, Tensor):
         dtype = str(raw.weight.dtype).removeprefix("torch.")
-        return DenseLinear(raw.weight, raw.bias, f"torch {dtype}")
+        return EvenLinear(raw.weight, raw.bias, f"torch {dtype}")
     assert raw.scheme is not None
     what = describe(raw.scheme)
     if raw.scheme.quantizes_activations:
@@ -110,7 +133,7 @@ def make_linear(raw: RawLinear) -> Linear:
         scales = raw.weight.scales.to(torch.bfloat16).view(-1)
         return Int8Linear(raw.weight.codes, scales, raw.bias, f"torch int8 x bf16 ({what})")
     weight = dequantize(raw.weight)
-    return DenseLinear(weight, raw.bias, f"no kernel for {what} on a CPU: widened to {weight.dtype} while loading")
+    return EvenLinear(weight, raw.bias, f"no kernel for {what} on a CPU: widened to {weight.dtype} while loading")
 
 
 def int4_group(weight: QuantizedWeight) -> int | None:

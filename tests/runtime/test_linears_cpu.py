@@ -5,7 +5,7 @@ import torch
 
 from quantlab.bench.gpu_timing import relative_rmse
 from quantlab.runtime.linears import DenseLinear, RawLinear, SideBySide, fuse
-from quantlab.runtime.linears_cpu import WIDEN_TOKENS, Int4Linear, Int8Linear, W8A8Linear, make_linear
+from quantlab.runtime.linears_cpu import WIDEN_TOKENS, Int4Linear, Int8Linear, W8A8Linear, even_rows, make_linear
 from quantlab.schemes import Scheme
 from quantlab_kernels.layout import QuantizedWeight
 from quantlab_kernels.ref import dequantize, w8a8_linear
@@ -105,3 +105,22 @@ def test_parts_of_different_schemes_run_side_by_side() -> None:
     assert isinstance(fused, SideBySide)
     assert all(make_linear(part).kernel in fused.kernel for part in parts)
     assert torch.equal(fused(x), torch.cat([make_linear(part)(x) for part in parts], 1))
+
+
+def test_products_meet_few_different_numbers_of_rows() -> None:
+    counts = {even_rows(torch.ones(rows, 4)).shape[0] for rows in range(1, 513)}
+    assert len(counts) <= 40
+    x = torch.randn(33, 4)
+    even = even_rows(x)
+    assert even.shape == (40, 4) and torch.equal(even[:33], x) and not even[33:].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("tokens", [1, 17, 70])
+def test_a_dense_layer_is_torchs_own(dtype: torch.dtype, tokens: int) -> None:
+    weight, bias = torch.randn(24, 32).to(dtype), torch.randn(24).to(dtype)
+    x = torch.randn(tokens, 32).to(dtype)
+    y = make_linear(RawLinear(weight, None, bias))(x)
+    assert y.shape == (tokens, 24) and torch.allclose(
+        y, torch.nn.functional.linear(x, weight, bias), atol=1e-5, rtol=8e-3
+    )
