@@ -93,7 +93,7 @@ async def learn_rate(session: aiohttp.ClientSession, options: LoadOptions, model
         if outcome.failure is not None:
             raise EndpointError(f"fails the first request: {outcome.failure}", where=options.target.base_url)
         counts.append(outcome.prompt_tokens)
-    return Rate.from_probes((counts[0], counts[1]))
+    return Rate.from_probes(counts)
 
 
 async def _measure(

@@ -6,7 +6,7 @@ Knows nothing about when requests are sent.
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
@@ -17,7 +17,8 @@ from quantlab.bench.serve_options import Api, Target, Work
 from quantlab.bundled import bundled_text
 from quantlab.errors import TextError
 
-PROBES = (40, 160)  # words of the two requests that show how many tokens a word has
+PROBES = (10, 200)  # words of the requests that show how many tokens a word has
+PLACES = 3  # in the text where each is taken: books differ
 MAX_FILE_BYTES = 256_000_000
 TOKENS_PER_WORD = 1.35  # English in a vocabulary of 32,000 or more, for servers that do not count
 
@@ -35,9 +36,9 @@ class Rate:
         return max(1, round((tokens - self.fixed) / self.per_word))
 
     @classmethod
-    def from_probes(cls, counts: tuple[int, int]) -> "Rate":
-        """The line through what the server counted for the two PROBES; the assumption where it counted nothing."""
-        few, many = counts
+    def from_probes(cls, counts: Sequence[int]) -> "Rate":
+        """The line through what the server counted for the `probes`; the assumption where it counted nothing."""
+        few, many = sum(counts[:PLACES]) / PLACES, sum(counts[PLACES:]) / PLACES
         if not 0 < few < many:
             return cls()
         per_word = (many - few) / (PROBES[1] - PROBES[0])
@@ -64,11 +65,11 @@ class Passages:
         return " ".join(self.words[(start + index) % size] for index in range(count))
 
 
-def probes(target: Target, model: str, work: Work) -> tuple[Body, Body]:
-    """Two requests of PROBES words for one token each."""
+def probes(target: Target, model: str, work: Work) -> list[Body]:
+    """Requests of PROBES words from PLACES places, the short ones first, for one token each."""
     text = Passages.bundled()
-    few, many = (_body(target, model, text.cut(0, count), 1, work) for count in PROBES)
-    return few, many
+    starts = [(2 * place + 1) * len(text.words) // (2 * PLACES) for place in range(PLACES)]
+    return [_body(target, model, text.cut(start, count), 1, work) for count in PROBES for start in starts]
 
 
 def requests(target: Target, model: str, work: Work, rate: Rate, stream: str) -> Iterator[Body]:

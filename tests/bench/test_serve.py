@@ -31,7 +31,7 @@ def test_figures_are_those_of_the_script() -> None:
     assert (one.sent, one.succeeded, four.succeeded) == (12, 12, 12)
     assert one.ttft.p50 >= 0.03 and one.itl.p50 >= 0.005
     assert one.prompt_tokens / 12 == pytest.approx(60, abs=2)
-    sent = script.bodies[4:16]  # after two probes and two to warm up
+    sent = script.bodies[8:20]  # after six probes and two to warm up
     assert one.output_tokens == sum(body["max_tokens"] for body in sent)
     assert script.most_under_way == 4
     assert four.seconds < one.seconds
@@ -47,7 +47,7 @@ def test_a_server_that_does_not_speak_of_itself_is_measured_all_the_same() -> No
 
 
 def test_failures_do_not_end_a_load() -> None:
-    with serving(Script(fail={5: "429", 6: "drop", 7: "broken"})) as script:
+    with serving(Script(fail={9: "429", 10: "drop", 11: "broken"})) as script:
         result = measured(script)
     assert result.levels[0].failures == {
         "HTTP 429: the queue is full": 1, "connection lost": 1, "stream: an event that is no JSON": 1,
@@ -92,5 +92,5 @@ def test_the_first_request_shows_what_is_wrong() -> None:
 
 
 def test_no_success_is_no_result() -> None:
-    with serving(Script(fail=dict.fromkeys(range(2, 99), "429"))) as script, pytest.raises(EndpointError, match="429"):
+    with serving(Script(fail=dict.fromkeys(range(6, 99), "429"))) as script, pytest.raises(EndpointError, match="429"):
         measured(script)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from quantlab.bench.serve_options import Span, Target, Work
-from quantlab.bench.serve_prompts import PROBES, Rate, probes, read_prompts, requests
+from quantlab.bench.serve_prompts import PLACES, PROBES, Rate, probes, read_prompts, requests
 from quantlab.errors import TextError
 from tests.bench.openai_script import FRAME, TOKENS_PER_WORD
 
@@ -26,14 +26,15 @@ def tokens(body: Any) -> int:
 
 
 def test_the_rate_is_the_line_through_the_probes() -> None:
-    few, many = probes(TARGET, "m", Work())
-    assert Rate.from_probes((tokens(few), tokens(many))) == RATE
-    assert [len(body["prompt"].split()) for body in (few, many)] == list(PROBES)
-    assert (few["max_tokens"], few["stream"]) == (1, True)
+    asked = probes(TARGET, "m", Work())
+    assert Rate.from_probes([tokens(body) for body in asked]) == RATE
+    assert [len(body["prompt"].split()) for body in asked] == [count for count in PROBES for _ in range(PLACES)]
+    assert len({body["prompt"] for body in asked}) == 2 * PLACES
+    assert {(body["max_tokens"], body["stream"]) for body in asked} == {(1, True)}
 
 
-@pytest.mark.parametrize("counts", [(0, 0), (5, 5), (9, 3)])
-def test_without_the_servers_counts_the_rate_is_assumed_and_says_so(counts: tuple[int, int]) -> None:
+@pytest.mark.parametrize("counts", [(0,) * 6, (5,) * 6, (9, 9, 9, 3, 3, 3)])
+def test_without_the_servers_counts_the_rate_is_assumed_and_says_so(counts: tuple[int, ...]) -> None:
     assert not Rate.from_probes(counts).measured
 
 
