@@ -45,14 +45,16 @@ def token_bytes(tokenizer: Tokenizer) -> TokenBytes:
     if backend is None:
         return _decoded_alone(tokenizer)
     pieces: dict[str, int] = backend.get_vocab(with_added_tokens=True)
-    special = frozenset(i for i, token in backend.get_added_tokens_decoder().items() if token.special)
+    added = backend.get_added_tokens_decoder()
+    special = frozenset(i for i, token in added.items() if token.special)
     reading = _reading(json.loads(backend.decoder.__getstate__()) if backend.decoder else {})
     if reading is None:
         return _decoded_alone(tokenizer)
     read, leading_spaces = reading
     table = [b""] * (max(pieces.values(), default=-1) + 1)
     for piece, i in pieces.items():
-        table[i] = read(piece)
+        # An added token may go through the normalizer before it is decoded: its spaces are then pieces' marks.
+        table[i] = read(backend.id_to_token(i) if i in added else piece)
     return TokenBytes(tuple(table), special, True, leading_spaces)
 
 
