@@ -1,5 +1,6 @@
 """Help that ends with examples that work, and commands that start without the heavy libraries."""
 
+import json
 import os
 import shlex
 import shutil
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from quantlab.cli import app, bench, doctor, evaluate, generate, inspect, quantize, recipes, report
+from quantlab.cli import app, bench, doctor, evaluate, generate, inspect, quantize, recipes, report, serve
 from quantlab.eval.reports.files import write_reports
 from tests.bench.openai_script import Script, serving
 from tests.eval.reports.sample import sample_report
@@ -21,6 +22,7 @@ COMMANDS: dict[tuple[str, ...], tuple[tuple[str, str], ...]] = {
     ("quantize",): quantize.EXAMPLES,
     ("eval",): evaluate.EXAMPLES,
     ("generate",): generate.EXAMPLES,
+    ("serve",): serve.EXAMPLES,
     ("inspect",): inspect.EXAMPLES,
     ("report",): report.EXAMPLES,
     ("doctor",): doctor.EXAMPLES,
@@ -33,6 +35,7 @@ COMMANDS: dict[tuple[str, ...], tuple[tuple[str, str], ...]] = {
     ("bench", "serve"): bench.SERVE_EXAMPLES,
 }
 EVERY_EXAMPLE = sorted({command for examples in COMMANDS.values() for command, _ in examples})
+SERVE_EXAMPLES = [example for example in EVERY_EXAMPLE if example.startswith("quantlab serve")]
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
@@ -47,7 +50,28 @@ def test_help_ends_with_the_examples(command: tuple[str, ...], flag: str, cli: A
         assert text.index(f"# {meaning} $ {example}") > last
 
 
-@pytest.mark.parametrize("example", EVERY_EXAMPLE)
+@pytest.mark.parametrize("example", SERVE_EXAMPLES)
+def test_example_serves_until_it_is_told_to_end(example: str, tmp_path: Path, books_5m: Path) -> None:
+    shutil.copytree(books_5m, tmp_path / "Llama-3.2-1B-w4a16")
+    (tmp_path / "keys.txt").write_text("a-key-of-our-own\n")
+    root = Path(__file__).parent.parent.parent
+    environment = os.environ | {"PYTHONPATH": f"{root}:{root / 'kernels'}"}
+    small = ["--port", "0", "--json", "--threads", "1", "--kv-memory", "16MB"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", *shlex.split(example), *small],
+        cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline())["base_url"].startswith("http://")
+        process.terminate()
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("example", [example for example in EVERY_EXAMPLE if example not in SERVE_EXAMPLES])
 def test_example_works(example: str, cli: Any, here: Path, books_5m: Path) -> None:
     for name in ("Llama-3.2-1B", "Llama-3.2-1B-w4a16"):
         shutil.copytree(books_5m, here / name)
