@@ -7,11 +7,10 @@ Knows nothing about tensors.
 from dataclasses import dataclass
 from pathlib import Path
 
+from quantlab_kernels.hopper import registers, shared_bytes
 from quantlab_kernels.tile_data import TileData
 
 MEASURED = Path(__file__).parent / "tiles" / "w4a16.json"
-SHARED_BYTES = 232_448  # that a program of Hopper may have; each resident program costs another KB
-REGISTERS = 65_536  # of a processor
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +60,12 @@ class GluonTile:
         """As many as fit the share of shared memory, at most 10; what the epilogue and barriers need is measured."""
         stage = self.chunks * (self.columns * 128 + self.rows * 8 * bits)
         spare = {4: 2200, 8: 4300, 16: 8400}[self.warps]
-        return min(10, (SHARED_BYTES // self.resident - 1024 * (self.resident > 1) - spare) // stage)
+        return min(10, (shared_bytes(self.resident) - spare) // stage)
 
     @property
     def registers(self) -> int:
         """Registers a thread at most; the producer warp counts as four."""
-        return min(248, REGISTERS // ((self.warps + 4) * 32 * self.resident) // 8 * 8)
+        return registers(self.warps, self.resident)
 
 
 Tile = PlainTile | DecodeTile | GluonTile

@@ -7,11 +7,10 @@ Knows nothing about tensors.
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from quantlab_kernels.hopper import registers, shared_bytes
 from quantlab_kernels.tile_data import TileData
 
 MEASURED = Path(__file__).parent / "tiles" / "w8a8.json"
-SHARED_BYTES = 232_448  # that a program of Hopper may have; each resident program costs another KB
-REGISTERS = 65_536  # of a processor
 MOST_SPLITS = 8
 
 
@@ -55,13 +54,13 @@ class WgmmaTile:
     def stages(self) -> int:
         """As many as fit the share of shared memory, at most 10; what the epilogue and barriers need is measured."""
         spare = {4: 2200, 8: 4300, 16: 8400}[self.warps]
-        room = SHARED_BYTES // self.resident - 1024 * (self.resident > 1) - spare
+        room = shared_bytes(self.resident) - spare
         return min(10, room // (self.chunks * 128 * (self.tokens + self.rows)))
 
     @property
     def registers(self) -> int:
         """Registers a thread at most; the producer warp counts as four."""
-        return min(248, REGISTERS // ((self.warps + 4) * 32 * self.resident) // 8 * 8)
+        return registers(self.warps, self.resident)
 
 
 Tile = DotTile | OneTokenTile | WgmmaTile

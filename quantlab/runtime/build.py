@@ -5,6 +5,7 @@ Knows nothing about requests or servers.
 
 import time
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 from quantlab.checkpoint.folder import read_json_object
@@ -15,6 +16,7 @@ from quantlab.runtime.engine import Engine
 from quantlab.runtime.grammar import TokenGrammars
 from quantlab.runtime.guided import Grammars
 from quantlab.runtime.options import EngineInfo, EngineOptions
+from quantlab.runtime.runner import ModelRunner
 from quantlab.runtime.sampler import Sampler
 from quantlab.runtime.scheduler import Scheduler
 from quantlab.runtime.sizes import Sizes, limits_of, sizes_of
@@ -37,11 +39,13 @@ def build_engine(folder: Path, options: EngineOptions) -> Engine:
     return assemble(source, backend, options, identity, grammars, begin)
 
 
+@dataclass(frozen=True, slots=True)
 class Identity:
     """What an engine is called, how its weights are stored, which tokens end a text."""
 
-    def __init__(self, name: str, scheme: str, eos_token_ids: tuple[int, ...]):
-        self.name, self.scheme, self.eos_token_ids = name, scheme, eos_token_ids
+    name: str
+    scheme: str
+    eos_token_ids: tuple[int, ...]
 
 
 def assemble(
@@ -67,16 +71,27 @@ def engine_of(
     begin: float,
 ) -> Engine:
     """An engine for weights that are on the device already."""
-    config = weights.config
-    limits = limits_of(options, config, backend.device)
-    # Before free memory is measured: it keeps what penalties need for every sequence.
-    sampler = Sampler(config.vocab_size, limits.max_num_seqs, backend.device, identity.eos_token_ids, grammars)
-    sizes = sizes_of(options, limits, config, (backend.device, backend.dtype))
-    runner = backend.runner(weights, sizes, sampler)
+    runner, sizes = runner_of(weights, backend, options, identity.eos_token_ids, grammars)
     info = engine_info(weights, backend, sizes, identity, time.perf_counter() - begin)
     # A CPU computes a step before its launch returns, so there is nothing to overlap.
     overlap = options.overlap and backend.device.type == "cuda"
     return Engine(Scheduler(info, options.policy, options.prefix_caching), runner, info, overlap)
+
+
+def runner_of(
+    weights: Weights,
+    backend: Backend,
+    options: EngineOptions,
+    eos_token_ids: tuple[int, ...],
+    grammars: Grammars | None,
+) -> tuple[ModelRunner, Sizes]:
+    """What computes steps of these weights, with room for keys and values, and the sizes that came of it."""
+    config = weights.config
+    limits = limits_of(options, config, backend.device)
+    # Before free memory is measured: it keeps what penalties need for every sequence.
+    sampler = Sampler(config.vocab_size, limits.max_num_seqs, backend.device, eos_token_ids, grammars)
+    sizes = sizes_of(options, limits, config, (backend.device, backend.dtype))
+    return backend.runner(weights, sizes, sampler), sizes
 
 
 def engine_info(weights: Weights, backend: Backend, sizes: Sizes, identity: Identity, seconds: float) -> EngineInfo:

@@ -56,12 +56,17 @@ class DenseLinear:
     @property
     def nbytes(self) -> int:
         """Bytes that one call reads."""
-        return self.weight.nbytes + (0 if self.bias is None else self.bias.nbytes)
+        return bytes_of(self.weight, self.bias)
 
     def __call__(self, x: Activations) -> Tensor:
         """x: [T, K] -> [T, N]."""
         assert isinstance(x, Tensor)
         return linear(x, self.weight, self.bias)
+
+
+def bytes_of(*tensors: Tensor | None) -> int:
+    """Bytes of those that are there."""
+    return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
 
 @dataclass(frozen=True, slots=True)

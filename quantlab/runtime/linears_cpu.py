@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, pad
 
-from quantlab.runtime.linears import Activations, DenseLinear, Linear, RawLinear
+from quantlab.runtime.linears import Activations, DenseLinear, Linear, RawLinear, bytes_of
 from quantlab.schemes import describe
 from quantlab_kernels.layout import QuantizedWeight
 from quantlab_kernels.ref import dequantize, quantize_per_token
@@ -51,7 +51,7 @@ class Int4Linear:
     @property
     def nbytes(self) -> int:
         """Bytes that one call reads."""
-        return self.words.nbytes + self.scales.nbytes
+        return bytes_of(self.words, self.scales, self.bias)
 
     def __call__(self, x: Activations) -> Tensor:
         """x: [T, K] -> [T, N]."""
@@ -74,7 +74,7 @@ class Int8Linear:
     @property
     def nbytes(self) -> int:
         """Bytes that one call reads."""
-        return self.codes.nbytes + self.scales.nbytes
+        return bytes_of(self.codes, self.scales, self.bias)
 
     def __call__(self, x: Activations) -> Tensor:
         """x: [T, K] -> [T, N]."""
@@ -99,7 +99,7 @@ class W8A8Linear:
     @property
     def nbytes(self) -> int:
         """Bytes that one call reads."""
-        return self.codes.nbytes + self.scales.nbytes
+        return bytes_of(self.codes, self.scales, self.bias)
 
     def __call__(self, x: Activations) -> Tensor:
         """x: [T, K] -> [T, N], as quantlab_kernels.ref.w8a8_linear means it."""

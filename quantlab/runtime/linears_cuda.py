@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from quantlab.runtime.linears import Activations, Int8Rows, Linear, RawLinear, SideBySide
+from quantlab.runtime.linears import Activations, DenseLinear, Int8Rows, Linear, RawLinear, SideBySide, bytes_of
 from quantlab.schemes import describe
 from quantlab_kernels import w8a8
 from quantlab_kernels.dense_gemv import dense_gemv
@@ -23,19 +23,8 @@ from quantlab_kernels.w8a8_layout import W8A8Weight, to_w8a8
 from quantlab_kernels.warm_up import warm_up, warm_up_w8a8
 
 
-@dataclass(frozen=True, slots=True)
-class DenseCudaLinear:
-    """A 16-bit weight [N, K]."""
-
-    takes_int8: ClassVar[bool] = False
-    weight: Tensor
-    bias: Tensor | None
-    kernel: str
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that one call reads."""
-        return self.weight.nbytes
+class DenseCudaLinear(DenseLinear):
+    """A dense layer with a kernel of its own for one token."""
 
     def __call__(self, x: Activations) -> Tensor:
         """x: [T, K] -> [T, N]."""
@@ -57,7 +46,7 @@ class WeightOnlyLinear:
     @property
     def nbytes(self) -> int:
         """Bytes that one call reads."""
-        return self.weight.nbytes
+        return self.weight.nbytes + bytes_of(self.bias)
 
     def __call__(self, x: Activations) -> Tensor:
         """x: [T, K] -> [T, N]."""
@@ -78,7 +67,7 @@ class Int8CudaLinear:
     @property
     def nbytes(self) -> int:
         """Bytes that one call reads."""
-        return self.weight.nbytes
+        return self.weight.nbytes + bytes_of(self.bias)
 
     def __call__(self, x: Activations) -> Tensor:
         """x: [T, K], quantized by whoever made it or here -> [T, N]."""

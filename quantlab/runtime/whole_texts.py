@@ -14,13 +14,13 @@ from torch import Tensor
 from quantlab.checkpoint.model_folder import open_model
 from quantlab.runtime.backend import Backend, choose_backend
 from quantlab.runtime.batch import Batch, Slice
+from quantlab.runtime.build import runner_of
 from quantlab.runtime.forward import hidden_states
 from quantlab.runtime.linears import Activations, Linear
 from quantlab.runtime.options import EngineOptions
 from quantlab.runtime.request import Request, SamplingParams, Sequence
 from quantlab.runtime.runner import ModelRunner
-from quantlab.runtime.sampler import Sampler
-from quantlab.runtime.sizes import Sizes, block_bytes, limits_of, sizes_of
+from quantlab.runtime.sizes import Sizes, block_bytes
 from quantlab.runtime.source import FolderSource
 from quantlab.runtime.weights import build_weights
 
@@ -97,8 +97,5 @@ def load_whole_texts(folder: Path, options: EngineOptions, texts: int, tokens: i
         kv_memory=texts * -(-tokens // options.block_size) * block,
         cuda_graphs=False,
     )
-    limits = limits_of(options, model.config, backend.device)
     weights = build_weights(FolderSource(model, backend.dtype, backend.device), backend, tokens)
-    sizes = sizes_of(options, limits, model.config, (backend.device, backend.dtype))
-    sampler = Sampler(model.config.vocab_size, texts, backend.device, (), None)
-    return WholeTexts(backend.runner(weights, sizes, sampler), sizes)
+    return WholeTexts(*runner_of(weights, backend, options, (), None))

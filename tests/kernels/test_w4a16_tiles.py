@@ -5,11 +5,11 @@ import json
 import pytest
 import torch
 
+from quantlab_kernels.hopper import SHARED_BYTES
 from quantlab_kernels.w4a16 import GLUON_RELEASES, choose_tile, supported_kernels
 from quantlab_kernels.w4a16_heuristic import likely_tile
 from quantlab_kernels.w4a16_tiles import (
     MEASURED,
-    SHARED_BYTES,
     DecodeTile,
     GluonTile,
     PlainTile,

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
+from quantlab_kernels.hopper import SHARED_BYTES
 from quantlab_kernels.w8a8_tiles import (
     MEASURED,
-    SHARED_BYTES,
     DotTile,
     OneTokenTile,
     WgmmaTile,

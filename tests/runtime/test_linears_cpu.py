@@ -78,7 +78,7 @@ def test_int4_runs_packed_whatever_the_dtype_of_activations() -> None:
     raw = random_linear(Scheme("w4a16", 128), 64, 256, torch.float32)
     layer, x = make_linear(raw), torch.randn(3, 256)
     assert isinstance(layer, Int4Linear) and layer(x).dtype == torch.float32
-    assert layer.nbytes == 64 * 256 // 2 + 64 * 2 * 2 * 2
+    assert layer.nbytes == 64 * 256 // 2 + 64 * 2 * 2 * 2 + 64 * 4  # codes, scales, bias
     assert relative_rmse(layer(x), expected(raw, x)) < BF16_ERROR
 
 
