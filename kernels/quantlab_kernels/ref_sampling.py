@@ -22,6 +22,17 @@ def nucleus_floor(probabilities: Tensor, top_p: Tensor) -> Tensor:
     return falling.gather(1, count - 1)[:, 0]
 
 
+def settle(best: Tensor, tokens: Tensor, slots: Tensor, last: Tensor) -> Tensor:
+    """The rows' tokens, or -2 where the greatest score is -inf and -1 where it is NaN or inf; last[slots] = those >= 0.
+
+    best: [S] fp32; tokens, slots: [S] int64; last: [slots] int64, 0 at the slots without a token. Returns [S] int64.
+    """
+    codes = torch.where(best == -torch.inf, -2, tokens)
+    codes = torch.where(best.isnan() | (best == torch.inf), -1, codes)
+    last[slots] = codes.clamp(min=0)
+    return codes
+
+
 def race(scores: Tensor, keys: Tensor) -> Tensor:
     """The token of each row whose exponential clock E / p rings first, int64 [S], p = softmax(scores).
 

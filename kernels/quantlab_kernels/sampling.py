@@ -17,6 +17,8 @@ PART_COLUMNS, MOST_PARTS, PROGRAMS = 4096, 32, 264
 # Floats from 0 to 2 are in the order of their 30 low bits; each pass over a row settles four of them, the last two.
 BITS, DIGIT = 30, 4
 WAYS = tl.constexpr(1 << DIGIT)
+# What a row has in place of a token where its greatest score says that there is none.
+NOT_FINITE, NOTHING_LEFT = tl.constexpr(-1), tl.constexpr(-2)
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -78,6 +80,17 @@ def _greatest_of_parts_kernel(best, places, value, token, PARTS: tl.constexpr, P
     tl.store(value + row, tl.where(broken, float("nan"), greatest))
     place = tl.min(tl.where(x == greatest, place, 2147483647), 0)
     tl.store(token + row, tl.where(broken, 0, place).to(tl.int64))
+
+
+@triton.jit
+def _settle_kernel(best, tokens, slots, last, codes, PDL: tl.constexpr):
+    _wait(PDL)
+    row = tl.program_id(0)
+    most, code = tl.load(best + row), tl.load(tokens + row)
+    code = tl.where(most == -float("inf"), NOTHING_LEFT, code)
+    code = tl.where((most != most) | (most == float("inf")), NOT_FINITE, code)
+    tl.store(codes + row, code)
+    tl.store(last + tl.load(slots + row), tl.maximum(code, 0))
 
 
 @triton.jit(do_not_specialize=["columns", "span", "step"])
@@ -156,6 +169,25 @@ def race(scores: Tensor, keys: Tensor) -> Tensor:
     return _greatest(scores, keys)[1]
 
 
+def settle(best: Tensor, tokens: Tensor, slots: Tensor, last: Tensor) -> Tensor:
+    """The rows' tokens, or NOTHING_LEFT where the greatest score is -inf and NOT_FINITE where it is NaN or inf.
+
+    best: [S] fp32; tokens, slots: [S] int64; last: [slots] int64, which gets each row's token at its slot, 0 where
+    there is none. Returns [S] int64. Raises ValueError.
+    """
+    fits = best.dtype == torch.float32 and all(x.dtype == torch.int64 for x in (tokens, slots, last))
+    require(fits and last.dim() == 1, "best must be fp32, tokens, slots and last int64")
+    for x in (best, tokens, slots):
+        require(x.shape == tokens.shape and x.dim() == 1 and x.is_contiguous(), "best, tokens and slots must be [S]")
+        require(x.device == last.device, "best, tokens, slots and last must be on one device")
+    require_gpu("best", best, "ref_sampling")
+    codes = torch.empty_like(tokens)
+    if len(codes):
+        pdl = has_pdl(best)
+        _settle_kernel[(len(codes),)](best, tokens, slots, last, codes, PDL=pdl, num_warps=1, launch_pdl=pdl)
+    return codes
+
+
 def warm_sampling(columns: int, rows: int, scores: torch.dtype, device: torch.device) -> int:
     """Launch every kernel that up to `rows` rows of `columns` columns (padded to 512 for a race) need; returns for how
     many numbers of rows that took. scores: the dtype that `greatest` will be given."""
@@ -164,7 +196,8 @@ def warm_sampling(columns: int, rows: int, scores: torch.dtype, device: torch.de
         shapes.setdefault(_parts(count, columns), count)
     for count in shapes.values():
         probabilities = torch.zeros(count, triton.cdiv(columns, BLOCK) * BLOCK, device=device)
-        greatest(probabilities[:, :columns].to(scores))
+        best, tokens = greatest(probabilities[:, :columns].to(scores))
+        settle(best, tokens, tokens, torch.zeros(columns, dtype=torch.int64, device=device))
         greatest(probabilities)
         nucleus_floor(probabilities, probabilities.new_ones(count))
         race(probabilities, torch.zeros(count, 2, dtype=torch.int32, device=device))

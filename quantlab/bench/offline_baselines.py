@@ -15,8 +15,8 @@ import transformers
 from quantlab.bench.offline_options import Work
 from quantlab.models.config import ModelConfig
 
-# Requests that a static batch holds: what fits beside the weights at these lengths, as a user would choose.
-STATIC_BATCH = 64
+# Requests that a static batch holds, as many as our own engine has under way.
+STATIC_BATCH = 256
 
 
 def hub_config(config: ModelConfig) -> transformers.LlamaConfig:

@@ -54,6 +54,7 @@ class OfflineOptions:
     max_model_len: int = 16384
     max_num_seqs: int | None = None
     max_batch_tokens: int | None = None
+    block_size: int | None = None
     threads: int | None = None
     steps: int = 48
     out: Path | None = None

@@ -152,5 +152,8 @@ MaxNumSeqs = Annotated[
 MaxBatchTokens = Annotated[
     int | None, typer.Option("--max-batch-tokens", min=1, help="Tokens a step.", show_default=False)
 ]
+BlockSize = Annotated[
+    int | None, typer.Option("--block-size", min=16, help="Tokens in a block of the KV cache.", show_default=False)
+]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Of the CPU.", show_default=False)]
 Steps = Annotated[int, typer.Option("--steps", min=1, max=100_000, help="Decode steps whose median is taken.")]

@@ -43,7 +43,7 @@ def command(
     max_model_len: arg.MaxModelLen = None,
     max_num_seqs: arg.MaxNumSeqs = None,
     max_batch_tokens: arg.MaxBatchTokens = None,
-    block_size: arg.BlockSize = "16",
+    block_size: arg.BlockSize = "auto",
     prefix_caching: arg.PrefixCaching = True,
     policy: arg.PolicyOption = "fcfs",
     cuda_graphs: arg.CudaGraphs = True,
@@ -69,7 +69,7 @@ def command(
 
     if not (model / "config.json").is_file():
         raise UsageError("is not a checkpoint folder: there is no config.json", where=str(model))
-    kv = (kv_dtype, kv_memory, int(block_size))
+    kv = (kv_dtype, kv_memory, None if block_size == "auto" else int(block_size))
     limits = (max_model_len, max_num_seqs, max_batch_tokens)
     engine = EngineOptions(
         device, dtype, *kv, *limits, prefix_caching, policy, cuda_graphs, threads=threads, int8_head=int8_head

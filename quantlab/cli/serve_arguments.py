@@ -52,7 +52,8 @@ MaxBatchTokens = Annotated[
     int | None, typer.Option(min=16, max=1 << 20, help="Most tokens in one step.", rich_help_panel=MODEL)
 ]
 BlockSize = Annotated[
-    Literal["16", "32", "64"], typer.Option(help="Tokens in a block of the KV cache.", rich_help_panel=MODEL)
+    Literal["auto", "16", "32", "64", "128"],
+    typer.Option(help="Tokens in a block of the KV cache; auto: 16 on a CPU, 128 on a GPU.", rich_help_panel=MODEL),
 ]
 PrefixCaching = Annotated[
     bool, typer.Option("--prefix-caching/--no-prefix-caching", help="Keep prompts' beginnings.", rich_help_panel=MODEL)

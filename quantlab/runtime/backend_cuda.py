@@ -75,7 +75,7 @@ class CudaBackend:
         compiled = warm_linears([first.qkv, first.o, first.gate_up, first.down, weights.head], counts)
         q, k, _ = self._queries(config)
         rope = Rope(weights.cos, weights.sin, torch.zeros(1, dtype=torch.int64, device=self.device))
-        limits = Limits(sizes.max_num_seqs, sizes.max_model_len)
+        limits = Limits(sizes.max_num_seqs, sizes.max_model_len, settled=True)
         launched = warm_attention(q, k, operations.caches[0], limits, rope, None, set(config.windows))
         LOG.info("compiled %d products, launched %d attention kernels", compiled, launched)
 

@@ -1,6 +1,6 @@
 """From scores to a token: top-k, top-p, min-p and one draw a row, as pure functions on tensors.
 
-A GPU's `greatest` and `nucleus_floor` are those of `quantlab_kernels.sampling`. Scores are scaled so that a row's
+A GPU has its own in `quantlab_kernels.sampling`. Scores are scaled so that a row's
 greatest is 0; a row is padded with -inf to a multiple of BLOCK. Tokens that tie with the last one kept stay.
 Knows nothing about requests, slots or seeds.
 """
@@ -14,6 +14,7 @@ from torch import Tensor
 
 BLOCK = 512  # rows of scores are multiples of it
 NucleusFloor = Callable[[Tensor, Tensor], Tensor]  # (probabilities [S, P], top_p [S]) -> the least one kept [S]
+NOT_FINITE, NOTHING_LEFT = -1, -2  # what a row has in place of a token
 _TINY = 1e-38
 _CPU_AT_ONCE, _GPU_AT_ONCE = 1 << 18, 1 << 23  # scores of which noise is made at once: a cache's worth, 130 MB
 _MASK = (1 << 64) - 1
@@ -101,6 +102,18 @@ def greatest(scores: Tensor) -> tuple[Tensor, Tensor]:
     """The greatest score of each row [S] and its place, int64 [S]; NaN where a row has one. scores: [S, V]."""
     value, place = scores.max(-1)
     return value, place
+
+
+def settle(best: Tensor, tokens: Tensor, slots: Tensor, last: Tensor) -> Tensor:
+    """The rows' tokens, or why there is none: NOTHING_LEFT where the greatest score is -inf, NOT_FINITE for NaN or inf.
+
+    best: [S]; tokens, slots: [S] int64; last: [slots] int64, which gets each row's token at its slot, 0 for none.
+    Returns [S] int64.
+    """
+    codes = torch.where(best == -torch.inf, NOTHING_LEFT, tokens)
+    codes = torch.where(best.isnan() | (best == torch.inf), NOT_FINITE, codes)
+    last.index_copy_(0, slots, codes.clamp(min=0))
+    return codes
 
 
 def race(scores: Tensor, keys: Tensor) -> Tensor:

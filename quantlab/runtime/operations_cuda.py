@@ -70,12 +70,19 @@ class _Attention:
         singles = step.singles
         self._decode = self._prefill = None
         if singles:
-            self._decode = Pages(tables[:singles], step.lengths[:singles], step.max_single_length)
+            # Settled: tables and lengths are made once a step, ahead of the first norm, for which write_kv waits.
+            self._decode = Pages(tables[:singles], step.lengths[:singles], step.max_single_length, settled=True)
         if singles < step.lengths.shape[0]:
             # A view that begins at another alignment would be another kernel to compile.
             lengths = step.lengths[singles:].clone() if singles % 4 else step.lengths[singles:]
             self._prefill = Pages(tables[singles:], lengths, step.max_length)
             self._chunks = Chunks(step.starts[singles:] - singles, step.longest)
+            # Tokens that only fill a graph's frame belong to no sequence: nobody writes what they attend to. One tensor
+            # for all layers: a layer's is read before the next one attends.
+            heads, head_dim = weights.config.num_heads, weights.config.head_dim
+            like = weights.embedding
+            out = empty_rows(step.tokens, heads * head_dim, like.dtype, like.device).zero_()
+            self._out = out.view(step.tokens, heads, head_dim)
         self._rope = Rope(weights.cos, weights.sin, step.positions)
 
     def __call__(self, layer: int, block: Block, qkv: Tensor) -> Tensor:
@@ -90,9 +97,7 @@ class _Attention:
         if self._prefill is None:
             assert self._decode is not None
             return paged_decode(q, cache, self._decode, window=window).flatten(1)
-        # Tokens that only fill a graph's frame belong to no sequence: nobody writes what they attend to.
-        width = q.shape[1] * q.shape[2]
-        out = empty_rows(q.shape[0], width, q.dtype, q.device).zero_().view(q.shape)
+        out = self._out
         if self._decode is not None:
             paged_decode(q[:singles], cache, self._decode, window=window, out=out[:singles])
         paged_prefill(q[singles:], cache, self._prefill, self._chunks, window=window, out=out[singles:])

@@ -13,14 +13,15 @@ Policy = Literal["fcfs", "priority"]
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
     """`kv_memory` is bytes for keys and values (None: measured free memory), `max_model_len` the longest sequence in
-    tokens (None: the model's own, or what fits), `max_batch_tokens` a step's budget, `threads` those of the CPU.
+    tokens (None: the model's own, or what fits), `max_batch_tokens` a step's budget, `block_size` the tokens of a block
+    of keys and values (None: what the device likes best), `threads` those of the CPU.
     `int8_head` rounds a 16-bit output layer to INT8 on a GPU: faster for few sequences, and no longer the file's."""
 
     device: str = "auto"
     dtype: str = "auto"
     kv_dtype: KVDtype = "auto"
     kv_memory: int | None = None
-    block_size: int = 16
+    block_size: int | None = None
     max_model_len: int | None = None
     max_num_seqs: int | None = None
     max_batch_tokens: int | None = None

@@ -14,6 +14,7 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor
 
+from quantlab.runtime import distribution
 from quantlab.runtime.batch import Sampled, Slice
 from quantlab.runtime.distribution import keys, padded, stream
 from quantlab.runtime.guided import Grammars, Guided
@@ -32,7 +33,7 @@ from quantlab.runtime.sampler_rows import (
 
 NOT_FINITE = "the model's scores are not finite"
 NOTHING_LEFT = "no token is left to choose: grammar, bias or min_tokens exclude all"
-_NOT_FINITE, _NOTHING_LEFT = -1, -2  # what a failed row has in place of a token
+SENTENCES = {distribution.NOT_FINITE: NOT_FINITE, distribution.NOTHING_LEFT: NOTHING_LEFT}
 
 
 class Operations(Protocol):
@@ -40,6 +41,9 @@ class Operations(Protocol):
 
     def greatest(self, scores: Tensor) -> tuple[Tensor, Tensor]:
         """The greatest score of each row [S] and its place, int64 [S]; NaN where a row has one."""
+
+    def settle(self, best: Tensor, tokens: Tensor, slots: Tensor, last: Tensor) -> Tensor:
+        """The tokens [S] int64, or a code below 0 where the greatest score says that there is none to choose."""
 
     def nucleus_floor(self, probabilities: Tensor, top_p: Tensor) -> Tensor:
         """The least probability in each row's nucleus [S]."""
@@ -56,9 +60,8 @@ def operations_for(device: torch.device) -> Operations:
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """One step's choice. `tokens`: [S] int64 on the device, a failed row has 0; the rest is for `result`."""
+    """One step's choice. `codes`: [S] int64 on its way to the host, a token or why there is none."""
 
-    tokens: Tensor
     codes: Tensor
     places: tuple[int, ...]
     logprobs: LogprobTensors | None
@@ -70,8 +73,7 @@ class Draw:
         if self.done is not None:
             self.done.synchronize()
         codes: list[int] = self.codes.tolist()
-        sentences = {_NOT_FINITE: NOT_FINITE, _NOTHING_LEFT: NOTHING_LEFT}
-        failed = tuple((place, sentences[code]) for place, code in zip(self.places, codes, strict=True) if code < 0)
+        failed = tuple((place, SENTENCES[code]) for place, code in zip(self.places, codes, strict=True) if code < 0)
         return Sampled(tuple(max(code, 0) for code in codes), self._logprobs(len(codes)), failed=failed)
 
     def _logprobs(self, rows: int) -> tuple[TokenLogprobs | None, ...] | None:
@@ -153,21 +155,20 @@ class Sampler:
         places, parts = tuple(place for place, _ in sampling), [part for _, part in sampling]
         assert logits.shape == (len(parts), self.vocab_size)
         plan = self._plan_for(parts)
-        codes = self._choose(logits, plan, parts)
-        tokens = codes.clamp(min=0)
-        self.last_tokens.index_copy_(0, plan.slots, tokens)
+        best, tokens = self._choose(logits, plan, parts)
+        codes = self.operations.settle(best, tokens, plan.slots, self.last_tokens)
         if plan.penalties is not None:
-            drawn = plan.penalties.slots * self.width + tokens.index_select(0, plan.penalties.rows)
+            drawn = plan.penalties.slots * self.width + self.last_tokens.index_select(0, plan.penalties.slots)
             self.history.counts.view(-1).index_add_(0, drawn, torch.ones_like(drawn, dtype=torch.int32))
         asking = tuple((row, top) for row, part in enumerate(parts) if (top := _logprobs_of(part)) is not None)
-        logprobs = self._logprobs(logits, tokens, asking).to_host() if asking else None
-        return Draw(tokens, start_copy(codes), places, logprobs, asking, self._mark())
+        logprobs = self._logprobs(logits, codes.clamp(min=0), asking).to_host() if asking else None
+        return Draw(start_copy(codes), places, logprobs, asking, self._mark())
 
-    def _choose(self, logits: Tensor, plan: Plan, parts: Ordered[Slice]) -> Tensor:
-        """[S] int64: a token a row, or why there is none."""
+    def _choose(self, logits: Tensor, plan: Plan, parts: Ordered[Slice]) -> tuple[Tensor, Tensor]:
+        """The greatest score of each row [S] and the row's token [S] int64, which is one only if that is finite."""
         guided = self._guided.rows(parts)
         if not plan.random and not plan.changes_scores and not guided:
-            return _checked(*self.operations.greatest(logits))
+            return self.operations.greatest(logits)
         scores = logits.new_empty(len(parts), self.width, dtype=torch.float32)
         scores[:, : self.vocab_size] = logits
         scores[:, self.vocab_size :] = -torch.inf
@@ -178,7 +179,7 @@ class Sampler:
         if plan.random:
             drawn = self._draw(scores.sub_(best[:, None]), plan, parts)
             likeliest = drawn if plan.greedy is None else torch.where(plan.greedy, likeliest, drawn)
-        return _checked(best, likeliest)
+        return best, likeliest
 
     def _draw(self, scores: Tensor, plan: Plan, parts: Ordered[Slice]) -> Tensor:
         if plan.inverse_temperature is not None:
@@ -239,9 +240,3 @@ def _slot(part: Slice) -> int:
 
 def _logprobs_of(part: Slice) -> int | None:
     return part.sequence.request.params.logprobs
-
-
-def _checked(best: Tensor, tokens: Tensor) -> Tensor:
-    """`tokens`, save where the row's greatest score says that there is none to choose."""
-    tokens = torch.where(best == -torch.inf, _NOTHING_LEFT, tokens)
-    return torch.where(best.isnan() | (best == torch.inf), _NOT_FINITE, tokens)

@@ -20,7 +20,7 @@ from quantlab.runtime.linears import Activations, Linear
 from quantlab.runtime.options import EngineOptions
 from quantlab.runtime.request import Request, SamplingParams, Sequence
 from quantlab.runtime.runner import ModelRunner
-from quantlab.runtime.sizes import Sizes, block_bytes
+from quantlab.runtime.sizes import Sizes, block_bytes, limits_of
 from quantlab.runtime.source import FolderSource
 from quantlab.runtime.weights import build_weights
 
@@ -88,14 +88,11 @@ def load_whole_texts(folder: Path, options: EngineOptions, texts: int, tokens: i
     """The model in `folder` for `texts` texts of `tokens` tokens at once; raises what build_engine raises."""
     model = open_model(folder)
     backend: Backend = choose_backend(options, model.config)
-    block = block_bytes(model.config, options.block_size, backend.dtype, options.kv_dtype == "int8")
     options = replace(
-        options,
-        max_num_seqs=texts,
-        max_model_len=tokens,
-        max_batch_tokens=texts * tokens,
-        kv_memory=texts * -(-tokens // options.block_size) * block,
-        cuda_graphs=False,
+        options, max_num_seqs=texts, max_model_len=tokens, max_batch_tokens=texts * tokens, cuda_graphs=False
     )
+    size = limits_of(options, model.config, backend.device).block_size
+    block = block_bytes(model.config, size, backend.dtype, options.kv_dtype == "int8")
+    options = replace(options, kv_memory=texts * -(-tokens // size) * block)
     weights = build_weights(FolderSource(model, backend.dtype, backend.device), backend, tokens)
     return WholeTexts(*runner_of(weights, backend, options, (), None))

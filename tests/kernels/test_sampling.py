@@ -35,6 +35,16 @@ def test_rows_of_infinities_and_nan():
     assert token.tolist() == [0, 4321, 0]
 
 
+def test_rows_settle_on_a_token_or_on_why_there_is_none():
+    best = torch.tensor([0.5, -torch.inf, torch.inf, torch.nan, -3.0], device=DEVICE)
+    tokens, slots = torch.tensor([7, 8, 9, 4, 5], device=DEVICE), torch.tensor([6, 0, 1, 3, 2], device=DEVICE)
+    last, wanted = torch.full((8,), 99, device=DEVICE), torch.full((8,), 99, device=DEVICE)
+    codes = sampling.settle(best, tokens, slots, last)
+    assert codes.tolist() == [7, sampling.NOTHING_LEFT.value, sampling.NOT_FINITE.value, sampling.NOT_FINITE.value, 5]
+    assert torch.equal(codes, ref_sampling.settle(best, tokens, slots, wanted)) and torch.equal(last, wanted)
+    assert last.tolist() == [0, 0, 5, 0, 99, 99, 7, 99]
+
+
 def test_rows_may_be_those_of_a_wider_matrix():
     wide = torch.randn(4, 3000, device=DEVICE)
     assert torch.equal(sampling.greatest(wide[:, :1111])[1], wide[:, :1111].argmax(-1))
@@ -94,6 +104,8 @@ def test_no_rows_need_no_launch():
     assert sampling.greatest(nothing)[1].shape == (0,)
     assert sampling.nucleus_floor(nothing, nothing[:, 0]).shape == (0,)
     assert sampling.race(nothing, nothing[:, :2].int()).shape == (0,)
+    none = torch.zeros(0, dtype=torch.int64, device=DEVICE)
+    assert sampling.settle(nothing[:, 0], none, none, none).shape == (0,)
 
 
 @pytest.mark.gpu
@@ -102,7 +114,8 @@ def test_after_the_warm_up_nothing_is_compiled():
     with compilations() as names:
         for rows in (1, 2, 3, 7, 16, 33, 70):
             p = probabilities(rows, 128512, 2.0)
-            sampling.greatest(p[:, :128256].bfloat16())
+            best, tokens = sampling.greatest(p[:, :128256].bfloat16())
+            sampling.settle(best, tokens, torch.arange(rows, device=DEVICE), torch.zeros(256, device=DEVICE).long())
             sampling.nucleus_floor(p, torch.full((rows,), 0.9, device=DEVICE))
             sampling.race(p, some_keys(rows))
     assert not names
@@ -115,6 +128,8 @@ def test_after_the_warm_up_nothing_is_compiled():
         (lambda p: sampling.greatest(p.long()), "scores are torch.int64"),
         (lambda p: sampling.nucleus_floor(p.half(), p[:, 0]), "probabilities must be"),
         (lambda p: sampling.nucleus_floor(p, p[:1, 0]), "top_p must be"),
+        (lambda p: sampling.settle(p[:, 0].contiguous(), p[:, 0].int(), p[:, 0].long(), p[0].long()), "int64"),
+        (lambda p: sampling.settle(p[:, 0], p[0].long(), p[0].long(), p[0].long()), "must be"),
         (lambda p: sampling.race(p, p[:, :2].contiguous()), "keys must be"),
         (lambda p: sampling.race(p.half(), p[:, :2].int()), "scores are torch.float16"),
     ],

@@ -46,7 +46,7 @@ def engine_for(folder: Path, blocks: int, overlap: bool = False, tokens: int = 1
 def options_with(options: EngineOptions, folder: Path, blocks: int) -> EngineOptions:
     raw = json.loads((folder / "config.json").read_text())
     head = raw.get("head_dim") or raw["hidden_size"] // raw["num_attention_heads"]
-    block = 2 * raw["num_hidden_layers"] * raw["num_key_value_heads"] * head * 4 * options.block_size
+    block = 2 * raw["num_hidden_layers"] * raw["num_key_value_heads"] * head * 4 * 16
     fields = {name: getattr(options, name) for name in EngineOptions.__dataclass_fields__}
     return EngineOptions(**{**fields, "kv_memory": block * blocks})
 
