@@ -9,7 +9,7 @@ are constants from another day. Knows nothing about models.
 import argparse
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -18,10 +18,12 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
+from quantlab.bench.gpu_state import State
 from quantlab.bench.gpu_timing import (
+    Work,
     copies_to_stay_cold,
     environment,
-    graph_time,
+    graph_times,
     measure_ceilings,
     relative_rmse,
 )
@@ -43,7 +45,9 @@ FA3_DECODE = {
 FA3_PREFILL = {(1, 2048): 72.7, (4, 2048): 269.0, (1, 8192): 975.0, (1, 32768): 14793.0}
 # (sequences, new tokens, cached tokens before them)
 PREFILLS = ((1, 2048, 0), (4, 2048, 0), (1, 4096, 0), (1, 8192, 0), (1, 32768, 0), (1, 2048, 14336), (1, 512, 8192))
+BLOCK_SIZES = (16, 128)  # of a prefill's cache
 WRONG = 1e-2
+WAYS = (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +119,8 @@ class Row:
     sdpa_cudnn: float | None
     sdpa_flash: float | None
     fa3: float | None
+    block_size: int
+    state: State | None
 
 
 LLAMA = Heads(32, 8, 128)
@@ -135,19 +141,20 @@ def decode_row(sequences: int, tokens: int, int8: bool, baselines: bool) -> Row:
     paged_decode(q, cache, pages[0], out=out)
     error = _checked(out, out[:1], ref_attention.paged_decode(q[:1].float(), cache, first))
     launches = max(2, min(48, int(3000 / (nbytes / 4e6 + 5))))
-    us = graph_time(lambda i: paged_decode(q, cache, pages[i], out=out), copies, launches).median
+    work = Work(lambda i: paged_decode(q, cache, pages[i], out=out), copies, launches)
     shape = (copies, sequences, LLAMA.kv, tokens, LLAMA.dim)
-    times = _baselines(q[:, :, None], shape, launches, False) if baselines else (None, None)
+    us, cudnn, flash, state = _timed(work, _baselines(q[:, :, None], shape, launches, False) if baselines else {})
     fa3 = FA3_DECODE.get((sequences, tokens))
-    return Row("decode", sequences, 1, tokens, int8, us, nbytes / us * 1e-6, error, *times, fa3)
+    rate = nbytes / us * 1e-6
+    return Row("decode", sequences, 1, tokens, int8, us, rate, error, cudnn, flash, fa3, LLAMA.block_size, state)
 
 
-def prefill_row(sequences: int, tokens: int, cached: int, int8: bool) -> Row:
+def prefill_row(sequences: int, tokens: int, cached: int, int8: bool, block_size: int) -> Row:
     """Causal prefill of chunks of `tokens` behind `cached` ones; raises RuntimeError if the result is wrong."""
-    length = cached + tokens
+    length, heads = cached + tokens, replace(LLAMA, block_size=block_size)
     q = torch.randn(sequences * tokens, LLAMA.query, LLAMA.dim, device="cuda", dtype=torch.bfloat16)
-    pages, blocks = scattered_pages([length] * sequences, LLAMA, "cuda")
-    cache = random_cache(LLAMA, blocks, q, int8)
+    pages, blocks = scattered_pages([length] * sequences, heads, "cuda")
+    cache = random_cache(heads, blocks, q, int8)
     starts = torch.arange(0, len(q) + 1, tokens, dtype=torch.int32, device="cuda")
     out = torch.full_like(q, float("nan"))
     run = partial(paged_prefill, q, cache, pages, Chunks(starts, tokens), out=out)
@@ -159,12 +166,12 @@ def prefill_row(sequences: int, tokens: int, cached: int, int8: bool) -> Row:
     error = _checked(out, out[rows], exact)
     flops = 4 * sequences * LLAMA.query * LLAMA.dim * tokens * ((tokens + 1) / 2 + cached)
     launches = max(1, min(16, int(4000 / (flops / 400e6))))
-    us = graph_time(lambda _: run(), 1, launches).median
-    heads = q.view(sequences, tokens, LLAMA.query, LLAMA.dim).transpose(1, 2)
+    split = q.view(sequences, tokens, LLAMA.query, LLAMA.dim).transpose(1, 2)
     shape = (1, sequences, LLAMA.kv, tokens, LLAMA.dim)
-    times = (None, None) if cached or int8 else _baselines(heads, shape, launches, True)
-    fa3 = None if cached else FA3_PREFILL.get((sequences, tokens))
-    return Row("prefill", sequences, tokens, cached, int8, us, flops / us * 1e-6, error, *times, fa3)
+    beside = {} if cached or int8 else _baselines(split, shape, launches, True)
+    us, cudnn, flash, state = _timed(Work(lambda _: run(), 1, launches), beside)
+    fa3, rate = None if cached else FA3_PREFILL.get((sequences, tokens)), flops / us * 1e-6
+    return Row("prefill", sequences, tokens, cached, int8, us, rate, error, cudnn, flash, fa3, block_size, state)
 
 
 def _checked(out: Tensor, part: Tensor, exact: Tensor) -> float:
@@ -175,35 +182,44 @@ def _checked(out: Tensor, part: Tensor, exact: Tensor) -> float:
     return error
 
 
-def _baselines(q: Tensor, shape: Sequence[int], launches: int, causal: bool) -> tuple[float | None, float | None]:
-    """SDPA over contiguous keys and values of `shape` [copies, S, KV heads, T, D], by cuDNN and by its flash kernel."""
+def _baselines(q: Tensor, shape: Sequence[int], launches: int, causal: bool) -> dict[SDPBackend, Work]:
+    """SDPA over contiguous keys and values of `shape` [copies, S, KV heads, T, D], by those of WAYS that take it."""
     k, v = (torch.empty(shape, device="cuda", dtype=q.dtype).normal_() for _ in range(2))
     attend = partial(scaled_dot_product_attention, is_causal=causal, enable_gqa=True)
-    cudnn, flash = (
-        _sdpa_time(lambda i: attend(q, k[i], v[i]), len(k), launches, way)
-        for way in (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION)
-    )
-    return cudnn, flash
 
-
-def _sdpa_time(enqueue: Callable[[int], object], copies: int, launches: int, way: SDPBackend) -> float | None:
-    """Microseconds, or None where that backend does not take the shape."""
-    try:
+    def enqueue(way: SDPBackend, i: int) -> None:
         with sdpa_kernel(way):
-            return graph_time(enqueue, copies, launches).median
+            attend(q, k[i], v[i])
+
+    return {way: Work(partial(enqueue, way), len(k), launches) for way in WAYS if _runs(partial(enqueue, way, 0))}
+
+
+def _runs(work: Callable[[], object]) -> bool:
+    try:
+        work()
     except RuntimeError:
-        return None
+        return False
+    return True
+
+
+def _timed(ours: Work, baselines: dict[SDPBackend, Work]) -> tuple[float, float | None, float | None, State | None]:
+    """Microseconds of ours and of WAYS, None for what is not among `baselines`, and the GPU's state."""
+    first, *rest = graph_times([ours, *baselines.values()])
+    times = dict(zip(baselines, (timing.median for timing in rest), strict=True))
+    cudnn, flash = (times.get(way) for way in WAYS)
+    return first.median, cudnn, flash, first.state
 
 
 def line(row: Row) -> str:
     """A row for people."""
-    name = f"{row.what} {row.sequences}x{row.tokens} + {row.cached} {'int8' if row.int8 else 'bf16'}"
+    kind = f"{'int8' if row.int8 else 'bf16'} blocks of {row.block_size}"
+    name = f"{row.what} {row.sequences}x{row.tokens} + {row.cached} {kind}"
     rest = "  ".join(
         f"{key} {value:.1f} ({value / row.us:.2f}x)"
         for key, value in (("cuDNN", row.sdpa_cudnn), ("flash", row.sdpa_flash), ("FA3 another day", row.fa3))
         if value is not None
     )
-    return f"{name:32} {row.us:9.1f} us {row.rate:7.2f}  error {row.error:.1e}  {rest}"
+    return f"{name:46} {row.us:9.1f} us {row.rate:7.2f}  error {row.error:.1e}  {rest}"
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -212,6 +228,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--sequences", type=int, nargs="+", default=(1, 8, 32, 64))
     parser.add_argument("--contexts", type=int, nargs="+", default=(512, 2048, 8192, 32768))
     parser.add_argument("--what", nargs="+", choices=("decode", "prefill"), default=("decode", "prefill"))
+    parser.add_argument("--block-sizes", type=int, nargs="+", default=BLOCK_SIZES, help="of a prefill's cache")
     parser.add_argument("--baselines", action=argparse.BooleanOptionalAction, default=True, help="SDPA beside decode")
     parser.add_argument("--out", type=Path, help="append the JSON lines to this file")
     options = parser.parse_args(words)
@@ -221,8 +238,8 @@ def main(words: Sequence[str] | None = None) -> None:
     _emit(facts, json.dumps(facts), options.out)
     jobs: list[Callable[[], Row]] = []
     if "prefill" in options.what:
-        jobs += [partial(prefill_row, *shape, False) for shape in PREFILLS]
-        jobs += [partial(prefill_row, 1, 8192, 0, True)]
+        jobs += [partial(prefill_row, *shape, False, size) for shape in PREFILLS for size in options.block_sizes]
+        jobs += [partial(prefill_row, 1, 8192, 0, True, 16)]
     if "decode" in options.what:
         shapes = [(s, c) for c in options.contexts for s in options.sequences]
         jobs += [partial(decode_row, *shape, int8, options.baselines and not int8) for shape in shapes

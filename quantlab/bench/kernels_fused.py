@@ -15,7 +15,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from quantlab.bench.gpu_timing import environment, graph_time, relative_rmse
+from quantlab.bench.gpu_timing import Work, environment, graph_times, relative_rmse
 from quantlab.quant import gptq
 from quantlab.quant.grid import absmax_params
 from quantlab.runtime import distribution
@@ -132,7 +132,8 @@ def _row(
     error = relative_rmse(kernel()[0].float(), reference()[0].float())
     if not error < WRONG:
         raise RuntimeError(f"{name} is wrong: relative error {error}")
-    us, torch_us = graph_time(lambda _: kernel(), 1, 16).median, graph_time(lambda _: reference(), 1, 16).median
+    works = [Work(lambda _: kernel(), launches=16), Work(lambda _: reference(), launches=16)]
+    us, torch_us = (timing.median for timing in graph_times(works))
     return Row(name, rows, us, torch_us, error)
 
 

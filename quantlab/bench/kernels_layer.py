@@ -14,7 +14,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from quantlab.bench.gpu_timing import copies_to_stay_cold, environment, graph_time, measure_ceilings, relative_rmse
+from quantlab.bench.gpu_state import State
+from quantlab.bench.gpu_timing import (
+    Work,
+    copies_to_stay_cold,
+    environment,
+    graph_times,
+    measure_ceilings,
+    relative_rmse,
+)
 from quantlab.bench.kernels_attention import LLAMA, random_cache
 from quantlab_kernels import ref_attention, ref_fused
 from quantlab_kernels.fused import rms_norm, silu_mul
@@ -63,6 +71,7 @@ class Row:
     error: float
     costs: dict[str, float]
     launches: list[str]
+    state: State | None
 
 
 def forward(x: Tensor, residual: Tensor, layer: Layer, step: Step, without: str = "") -> tuple[Tensor, Tensor]:
@@ -139,9 +148,10 @@ def measure(sequences: int, tokens: int, int8: bool, read_tbs: float, costs: boo
     nbytes = sum(weight.nbytes for weight in first.linears.values()) + cache_bytes(sequences, tokens, int8)
     layers = [first, *(random_layer(sequences, tokens, int8)[0] for _ in range(copies_to_stay_cold(nbytes)))]
     launches = kernels_of(x, residual, first, step)
-    us = _time(x, residual, layers, step, "")
-    stages = {name: us - _time(x, residual, layers, step, name) for name in STAGES} if costs else {}
-    return Row(sequences, tokens, int8, us, nbytes / read_tbs * 1e-6, error, stages, launches)
+    names = ("", *(STAGES if costs else ()))
+    whole, *rest = graph_times([_work(x, residual, layers, step, name) for name in names])
+    stages = {name: whole.median - timing.median for name, timing in zip(names[1:], rest, strict=True)}
+    return Row(sequences, tokens, int8, whole.median, nbytes / read_tbs * 1e-6, error, stages, launches, whole.state)
 
 
 def cache_bytes(sequences: int, tokens: int, int8: bool) -> int:
@@ -149,14 +159,14 @@ def cache_bytes(sequences: int, tokens: int, int8: bool) -> int:
     return sequences * tokens * LLAMA.kv * (2 * LLAMA.dim + 8 if int8 else 4 * LLAMA.dim)
 
 
-def _time(x: Tensor, residual: Tensor, layers: list[Layer], step: Step, without: str) -> float:
-    """Microseconds a layer; each takes what the layer before it gave."""
+def _work(x: Tensor, residual: Tensor, layers: list[Layer], step: Step, without: str) -> Work:
+    """The layers one after the other; each takes what the layer before it gave."""
     state = [(x, residual)]
 
     def enqueue(i: int) -> None:
         state[:] = [forward(*(state[0] if i else (x, residual)), layers[i], step, without)]
 
-    return graph_time(enqueue, len(layers)).median
+    return Work(enqueue, len(layers))
 
 
 def kernels_of(x: Tensor, residual: Tensor, layer: Layer, step: Step) -> list[str]:
@@ -174,7 +184,7 @@ def line(row: Row) -> str:
     cache = "int8" if row.int8 else "bf16"
     return (
         f"layer {row.sequences:3} x {row.tokens} {cache} KV: {row.us:7.1f} us, floor {row.floor:6.1f}, error "
-        f"{row.error:.1e}, {len(row.launches)} launches; costs: {costs}"
+        f"{row.error:.1e}, {len(row.launches)} launches, {row.state.sm_mhz if row.state else 0} MHz; costs: {costs}"
     )
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quantlab.bench.gpu_timing import environment, graph_time, measure_ceilings, relative_rmse
+from quantlab.bench.gpu_timing import Work, environment, graph_times, measure_ceilings, relative_rmse
 from quantlab.bench.kernels_w4a16 import LAYERS
 from quantlab.bench.kernels_w8a8 import emit
 from quantlab_kernels.int8_head import int8_head
@@ -84,8 +84,8 @@ def head_rows(read_tbs: float) -> Iterator[dict[str, Any]]:
     for tokens in HEAD_TOKENS:
         x = torch.randn(tokens, HEAD[1], device="cuda").bfloat16()
         found = relative_rmse(w4a16_linear(x, head), x.float() @ weight.float().t())
-        us = graph_time(partial(_head, x, head), 1, 12).median
-        cublas = graph_time(partial(_dense_head, x, weight), 1, 12).median
+        works = [Work(partial(_head, x, head), 1, 12), Work(partial(_dense_head, x, weight), 1, 12)]
+        us, cublas = (timing.median for timing in graph_times(works))
         floor = (head.nbytes + 2 * tokens * sum(HEAD)) / read_tbs * 1e-6
         yield {"op": "int8_head", "tokens": tokens, "us": us, "floor": floor, "cublas": cublas, "error": found,
                "weight_error": error, "seconds_to_make": seconds}  # fmt: skip

@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quantlab.bench.gpu_timing import Ceilings, copies_to_stay_cold, environment, graph_time, measure_ceilings
-from quantlab.bench.tune_w4a16 import Layer, candidates, error_of, time_of, tune_layer, write_tiles
+from quantlab.bench.gpu_state import State
+from quantlab.bench.gpu_timing import Ceilings, Work, copies_to_stay_cold, environment, graph_times, measure_ceilings
+from quantlab.bench.tune_w4a16 import Layer, candidates, error_of, tune_layer, work_of, write_tiles
 from quantlab_kernels.w4a16 import choose_tile, processors
 from quantlab_kernels.w4a16_compile import Product, compile_in_parallel
 from quantlab_kernels.w4a16_tiles import MEASURED, Tile, tile_to_json
@@ -47,6 +48,7 @@ class Row:
     cublas: float
     cublas_same_weights: float | None
     tile: dict[str, Any]
+    state: State | None
 
 
 class Bench:
@@ -69,13 +71,15 @@ class Bench:
         tile = tile_of(*LAYERS[self.name], tokens)
         launches = 48 if tokens <= 256 else 8
         error = error_of(self.layer, x, reference, None)
-        us = time_of(self.layer, x, None, launches)
-        alone = time_of(self.layer, x, None, launches, early=False) if whole else None
         wide = x.to(torch.bfloat16)
-        cublas = self._cublas(wide, self.gaussian, launches)
-        same = self._cublas(wide, self.same, launches) if whole else None
-        floor = self.floor(tokens)
-        return Row(self.name, tokens, self.dtype, us, alone, error, floor, cublas, same, tile_to_json(tile))
+        works = [work_of(self.layer, x, None, launches), self._cublas(wide, self.gaussian, launches)]
+        if whole:
+            works += [work_of(self.layer, x, None, launches, early=False), self._cublas(wide, self.same, launches)]
+        timings = graph_times(works)
+        us, cublas, *rest = (timing.median for timing in timings)
+        alone, same = rest or (None, None)
+        floor, state = self.floor(tokens), timings[0].state
+        return Row(self.name, tokens, self.dtype, us, alone, error, floor, cublas, same, tile_to_json(tile), state)
 
     def floor(self, tokens: int) -> float:
         """Microseconds that bytes or arithmetic need at the ceilings of this run."""
@@ -84,9 +88,9 @@ class Bench:
         rate = max(self.ceilings.copy_tbs, self.ceilings.read_tbs)
         return max(nbytes / rate, 2 * tokens * rows * columns / self.ceilings.matmul_tflops) * 1e-6
 
-    def _cublas(self, x: Tensor, weights: list[Tensor], launches: int) -> float:
+    def _cublas(self, x: Tensor, weights: list[Tensor], launches: int) -> Work:
         out = torch.empty(x.shape[0], weights[0].shape[0], dtype=x.dtype, device=x.device)
-        return graph_time(lambda i: torch.mm(x, weights[i].t(), out=out), len(weights), launches).median
+        return Work(lambda i: torch.mm(x, weights[i].t(), out=out), len(weights), launches)
 
 
 def tile_of(rows: int, columns: int, tokens: int) -> Tile:
@@ -120,7 +124,7 @@ def tune(dtype: str, workers: int, path: Path) -> None:
 
 def table(rows: Sequence[Row]) -> str:
     """Sums over the four layers by dtype and number of tokens, where all four were measured."""
-    lines = ["dtype     M       us    alone    floor    %   cuBLAS  ratio   same w error"]
+    lines = ["dtype     M       us    alone    floor    %   cuBLAS  ratio   same w error   MHz"]
     for key in dict.fromkeys((row.dtype, row.tokens) for row in rows):
         group = [row for row in rows if (row.dtype, row.tokens) == key]
         if len(group) < len(LAYERS):
@@ -128,7 +132,8 @@ def table(rows: Sequence[Row]) -> str:
         us, alone, floor, cublas, same = (sum(getattr(row, name) or 0 for row in group) for name in _SUMMED)
         lines.append(
             f"{key[0]:5} {key[1]:5} {us:8.1f} {alone:8.1f} {floor:8.1f} {100 * floor / us:4.0f} {cublas:8.1f} "
-            f"{cublas / us:6.2f} {same:8.1f} {max(row.error for row in group):.1e}"
+            f"{cublas / us:6.2f} {same:8.1f} {max(row.error for row in group):.1e} "
+            f"{min(row.state.sm_mhz if row.state else 0 for row in group):5}"
         )
     return "\n".join(lines)
 
@@ -155,7 +160,8 @@ def main(words: Sequence[str] | None = None) -> None:
     rows = []
     for name, dtype in product(LAYERS, options.dtypes):
         bench = Bench(name, dtype, ceilings)
-        for count in (*options.tokens, *(more if dtype == "bf16" else ())):
+        # Ascending: no row of few tokens follows one that drew all the power there is.
+        for count in sorted((*options.tokens, *(more if dtype == "bf16" else ()))):
             rows.append(bench.row(count, whole=count in options.tokens))
             _emit({"op": "w4a16", **asdict(rows[-1]), **facts}, options.out)
     print(table(rows))

@@ -15,10 +15,11 @@ from typing import Any
 
 import torch
 
-from quantlab.bench.gpu_timing import Ceilings, environment, graph_time, measure_ceilings
+from quantlab.bench.gpu_state import State
+from quantlab.bench.gpu_timing import Ceilings, Work, environment, graph_times, measure_ceilings
 from quantlab.bench.kernels_w4a16 import LAYERS
 from quantlab.bench.tune_w4a16 import write_tiles
-from quantlab.bench.tune_w8a8 import Int8Layer, compile_candidates, error_of, time_of, tune_layer
+from quantlab.bench.tune_w8a8 import Int8Layer, compile_candidates, error_of, tune_layer, work_of
 from quantlab_kernels.w4a16 import processors
 from quantlab_kernels.w8a8 import choose_tile
 from quantlab_kernels.w8a8_tiles import MEASURED, tile_to_json
@@ -42,6 +43,7 @@ class Row:
     cublas: float
     int_mm: float | None
     tile: dict[str, Any]
+    state: State | None
 
 
 class Bench:
@@ -56,10 +58,13 @@ class Bench:
     def row(self, tokens: int) -> Row:
         """Measure one row; raises RuntimeError if the product is wrong or differs from run to run."""
         error = error_of(self.layer, tokens, None)
-        us, gemm = (time_of(self.layer, tokens, None, quantized) for quantized in (False, True))
-        alone = time_of(self.layer, tokens, None, quantized=False, early=False)
-        tile = tile_to_json(choose_tile(self.layer.weights[0], tokens))
-        return Row(self.name, tokens, us, alone, gemm, error, self.floor(tokens), *self.baselines(tokens), tile)
+        works = [work_of(self.layer, tokens, None, quantized) for quantized in (False, True)]
+        works += [work_of(self.layer, tokens, None, quantized=False, early=False), *self.baselines(tokens)]
+        timings = graph_times(works)
+        us, gemm, alone, cublas, *rest = (timing.median for timing in timings)
+        int_mm = rest[0] if rest else None
+        tile, floor = tile_to_json(choose_tile(self.layer.weights[0], tokens)), self.floor(tokens)
+        return Row(self.name, tokens, us, alone, gemm, error, floor, cublas, int_mm, tile, timings[0].state)
 
     def floor(self, tokens: int) -> float:
         """Microseconds that bytes, or arithmetic at twice the rate of bf16, need at the ceilings of this run."""
@@ -68,16 +73,15 @@ class Bench:
         rate = max(self.ceilings.copy_tbs, self.ceilings.read_tbs)
         return max(nbytes / rate, tokens * rows * columns / self.ceilings.matmul_tflops) * 1e-6
 
-    def baselines(self, tokens: int) -> tuple[float, float | None]:
-        """Microseconds of cuBLAS in bf16, and of torch._int_mm, which has no scales and quantizes nothing."""
+    def baselines(self, tokens: int) -> list[Work]:
+        """cuBLAS in bf16, and torch._int_mm if it takes so few tokens; that has no scales and quantizes nothing."""
         x, codes, _, _ = self.layer.tokens(tokens)
-        launches = 48 if tokens <= 256 else 8
-        cublas = graph_time(lambda i: torch.mm(x, self.dense[i].t()), len(self.dense), launches).median
-        if tokens < INT_MM_TOKENS:
-            return cublas, None
-        weights = self.layer.weights
-        int_mm = graph_time(lambda i: torch._int_mm(codes, weights[i].codes.t()), len(weights), launches).median
-        return cublas, int_mm
+        weights, launches = self.layer.weights, 48 if tokens <= 256 else 8
+        works = [
+            Work(lambda i: torch.mm(x, self.dense[i].t()), len(self.dense), launches),
+            Work(lambda i: torch._int_mm(codes, weights[i].codes.t()), len(weights), launches),
+        ]
+        return works if tokens >= INT_MM_TOKENS else works[:1]
 
 
 def tune(workers: int, path: Path) -> None:
@@ -94,7 +98,7 @@ def tune(workers: int, path: Path) -> None:
 
 def table(rows: Sequence[Row]) -> str:
     """Sums over the four layers by number of tokens, where all four were measured."""
-    lines = ["w8a8   M       us    alone     gemm    floor    %   cuBLAS  ratio  int_mm error"]
+    lines = ["w8a8   M       us    alone     gemm    floor    %   cuBLAS  ratio  int_mm error   MHz"]
     for tokens in dict.fromkeys(row.tokens for row in rows):
         group = [row for row in rows if row.tokens == tokens]
         if len(group) < len(LAYERS):
@@ -102,7 +106,8 @@ def table(rows: Sequence[Row]) -> str:
         us, alone, gemm, floor, cublas, int_mm = (sum(getattr(row, name) or 0 for row in group) for name in _SUMMED)
         lines.append(
             f"{tokens:8} {us:8.1f} {alone:8.1f} {gemm:8.1f} {floor:8.1f} {100 * floor / us:4.0f} {cublas:8.1f} "
-            f"{cublas / us:6.2f} {int_mm:7.1f} {max(row.error for row in group):.1e}"
+            f"{cublas / us:6.2f} {int_mm:7.1f} {max(row.error for row in group):.1e} "
+            f"{min(row.state.sm_mhz if row.state else 0 for row in group):5}"
         )
     return "\n".join(lines)
 
@@ -124,7 +129,7 @@ def main(words: Sequence[str] | None = None) -> None:
     rows = []
     for name in LAYERS:
         bench = Bench(name, ceilings)
-        for count in options.tokens:
+        for count in sorted(options.tokens):
             rows.append(bench.row(count))
             emit({"op": "w8a8", **asdict(rows[-1]), **facts}, options.out)
     print(table(rows))

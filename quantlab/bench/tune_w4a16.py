@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quantlab.bench.gpu_timing import copies_to_stay_cold, graph_time, relative_rmse
+from quantlab.bench.gpu_timing import Work, copies_to_stay_cold, graph_times, relative_rmse
 from quantlab_kernels.layout import QuantizedWeight
 from quantlab_kernels.ref import dequantize
 from quantlab_kernels.rows import empty_rows
@@ -124,22 +124,22 @@ def error_of(layer: Layer, x: Tensor, reference: Tensor, tile: Tile | None) -> f
     return error
 
 
-def time_of(layer: Layer, x: Tensor, tile: Tile | None, launches: int = 48, early: bool = True) -> float:
-    """Microseconds of one product with a tile, or as linears run it."""
+def work_of(layer: Layer, x: Tensor, tile: Tile | None, launches: int = 48, early: bool = True) -> Work:
+    """One product with a tile, or as linears run it."""
     out = torch.empty(x.shape[0], layer.dense.shape[0], dtype=x.dtype, device=x.device)
     weights = layer.weights
-    return graph_time(lambda i: run(x, weights[i], None, out, tile, early), len(weights), launches).median
+    return Work(lambda i: run(x, weights[i], None, out, tile, early), len(weights), launches)
 
 
 def tune_layer(layer: Layer, tokens: int, processors: int) -> Tile:
     """The fastest right tile for this many tokens; raises RuntimeError naming the first wrong one."""
     x, reference = layer.tokens(tokens)
-    times = {}
     rows, columns = layer.dense.shape
-    for tile in candidates(rows, columns, tokens, processors):
+    tiles = list(candidates(rows, columns, tokens, processors))
+    for tile in tiles:
         error_of(layer, x, reference, tile)
-        times[tile] = time_of(layer, x, tile)
-    return min(times, key=lambda tile: times[tile])
+    timings = graph_times([work_of(layer, x, tile) for tile in tiles])
+    return min(zip(timings, tiles, strict=True), key=lambda pair: pair[0].median)[1]
 
 
 def write_tiles(path: Path, gpu: str, winners: Mapping[tuple[int, int], Sequence[tuple[int, Any]]]) -> None:

@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from quantlab.bench.gpu_timing import copies_to_stay_cold, graph_time, relative_rmse
+from quantlab.bench.gpu_timing import Work, copies_to_stay_cold, graph_times, relative_rmse
 from quantlab_kernels.w4a16 import processors
 from quantlab_kernels.w8a8 import prepare, prepare_quantize, quantize_tokens, run
 from quantlab_kernels.w8a8_layout import W8A8Weight
@@ -81,8 +81,8 @@ def error_of(layer: Int8Layer, count: int, tile: Tile | None) -> float:
     return error
 
 
-def time_of(layer: Int8Layer, count: int, tile: Tile | None, quantized: bool, early: bool = True) -> float:
-    """Microseconds of one product on INT8 tokens, or (not quantized) of making them and the product."""
+def work_of(layer: Int8Layer, count: int, tile: Tile | None, quantized: bool, early: bool = True) -> Work:
+    """One product on INT8 tokens, or (not quantized) making them and the product."""
     x, codes, scales, _ = layer.tokens(count)
     out = torch.empty(count, layer.dense.shape[0], dtype=layer.dtype, device="cuda")
 
@@ -92,7 +92,7 @@ def time_of(layer: Int8Layer, count: int, tile: Tile | None, quantized: bool, ea
             kernel[grid](*arguments, **options)
         run(codes, scales, layer.weights[i], None, out, tile, early)
 
-    return graph_time(enqueue, len(layer.weights), 48 if count <= 256 else 8).median
+    return Work(enqueue, len(layer.weights), 48 if count <= 256 else 8)
 
 
 def compile_candidates(rows: int, columns: int, dtype: torch.dtype, tokens: list[int], workers: int) -> None:
@@ -110,12 +110,12 @@ def compile_candidates(rows: int, columns: int, dtype: torch.dtype, tokens: list
 def tune_layer(layer: Int8Layer, count: int, processors: int) -> Tile:
     """The tile with which quantizing and multiplying this many tokens is fastest."""
     rows, columns = layer.dense.shape
-    times = {}
-    for tile in {likely_tile(rows, columns, count, (OneTokenTile, WgmmaTile), processors),
-                 *candidates(rows, columns, count, processors)}:  # fmt: skip
+    tiles = list({likely_tile(rows, columns, count, (OneTokenTile, WgmmaTile), processors),
+                  *candidates(rows, columns, count, processors)})  # fmt: skip
+    for tile in tiles:
         error_of(layer, count, tile)
-        times[tile] = time_of(layer, count, tile, quantized=False)
-    return min(times, key=lambda tile: times[tile])
+    timings = graph_times([work_of(layer, count, tile, quantized=False) for tile in tiles])
+    return min(zip(timings, tiles, strict=True), key=lambda pair: pair[0].median)[1]
 
 
 def _compile(weight: W8A8Weight, dtype: torch.dtype, count: int, tile: Tile) -> None:

@@ -4,7 +4,14 @@ import pytest
 import torch
 
 from quantlab.bench import gpu_timing
-from quantlab.bench.gpu_timing import COLD_BYTES, MOST_STRETCHES, copies_to_stay_cold, relative_rmse, settle
+from quantlab.bench.gpu_timing import (
+    COLD_BYTES,
+    MOST_STRETCHES,
+    SAME_STRETCHES,
+    copies_to_stay_cold,
+    relative_rmse,
+    settle,
+)
 
 
 @pytest.mark.parametrize("nbytes", [1, 1000, 60_000_000, COLD_BYTES, 10**9])
@@ -22,9 +29,13 @@ def times_of(monkeypatch, times: list[float]) -> int:
 
 
 def test_replays_go_on_while_they_get_faster(monkeypatch):
-    assert times_of(monkeypatch, [15, 14, 12, 10, 10, 10]) == 5
-    assert times_of(monkeypatch, [10, 10, 5]) == 2
-    assert times_of(monkeypatch, [10, 11]) == 2
+    assert times_of(monkeypatch, [15, 14, 12, 10, 10, 10, 10, 10]) == 4 + SAME_STRETCHES
+    assert times_of(monkeypatch, [10, 11]) == 1 + SAME_STRETCHES
+
+
+def test_a_clock_that_rises_in_steps_is_waited_for(monkeypatch):
+    assert times_of(monkeypatch, [10, *[10] * (SAME_STRETCHES - 1), 5]) == 2 * SAME_STRETCHES + 1
+    assert times_of(monkeypatch, [10, 5, 8, 4.95, 5]) == 2 + SAME_STRETCHES
 
 
 def test_replays_end_even_if_they_always_get_faster(monkeypatch):

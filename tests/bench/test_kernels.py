@@ -35,11 +35,11 @@ def test_w8a8_candidates_fit_the_processor_and_differ(shape, tokens):
 
 
 def test_the_w8a8_table_sums_layers_and_leaves_out_what_is_not_whole():
-    rows = [Row(name, 8, 10.0, 12.0, 9.0, 1e-3, 5.0, 20.0, None, {}) for name in LAYERS]
-    rows.append(Row("qkv", 9, 10.0, 12.0, 9.0, 1e-3, 5.0, 20.0, 1.0, {}))
+    rows = [Row(name, 8, 10.0, 12.0, 9.0, 1e-3, 5.0, 20.0, None, {}, None) for name in LAYERS]
+    rows.append(Row("qkv", 9, 10.0, 12.0, 9.0, 1e-3, 5.0, 20.0, 1.0, {}, None))
     lines = table(rows).splitlines()
     assert len(lines) == 2
-    assert lines[1].split() == ["8", "40.0", "48.0", "36.0", "20.0", "50", "80.0", "2.00", "0.0", "1.0e-03"]
+    assert lines[1].split() == ["8", "40.0", "48.0", "36.0", "20.0", "50", "80.0", "2.00", "0.0", "1.0e-03", "0"]
 
 
 @pytest.mark.parametrize("main", [kernels_w8a8.main, kernels_load.main])

@@ -39,9 +39,9 @@ def test_poison_lies_outside_of_sequences_only(int8: bool):
 
 
 def test_a_line_names_the_shape_and_the_ratio_to_each_baseline():
-    row = Row("decode", 32, 1, 2048, False, 66.2, 4.05, 2.3e-3, 64.9, None, 71.8)
+    row = Row("decode", 32, 1, 2048, False, 66.2, 4.05, 2.3e-3, 64.9, None, 71.8, 16, None)
     text = line(row)
-    assert "decode 32x1 + 2048 bf16" in text
+    assert "decode 32x1 + 2048 bf16 blocks of 16" in text
     assert "cuDNN 64.9 (0.98x)" in text and "FA3 another day 71.8 (1.08x)" in text and "flash" not in text
 
 

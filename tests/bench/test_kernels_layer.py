@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from quantlab.bench import kernels_layer
+from quantlab.bench.gpu_state import State
 from quantlab.bench.kernels_attention import Heads, random_cache
 from quantlab.bench.kernels_layer import Layer, Row, Step, cache_bytes, exact, line
 from quantlab.models.attention import attend_causal
@@ -54,7 +55,7 @@ def test_bytes_of_keys_and_values_count_scales(int8: bool, wanted: int):
 
 
 def test_a_line_says_what_was_measured():
-    row = Row(64, 1024, True, 120.04, 58.4, 3.4e-3, {"linears": 70.21}, ["a", "b"])
+    row = Row(64, 1024, True, 120.04, 58.4, 3.4e-3, {"linears": 70.21}, ["a", "b"], State(1755, 650.0, 60))
     assert line(row) == (
-        "layer  64 x 1024 int8 KV:   120.0 us, floor   58.4, error 3.4e-03, 2 launches; costs: linears 70.2"
+        "layer  64 x 1024 int8 KV:   120.0 us, floor   58.4, error 3.4e-03, 2 launches, 1755 MHz; costs: linears 70.2"
     )

@@ -2,6 +2,7 @@
 
 import pytest
 
+from quantlab.bench.gpu_state import State
 from quantlab.bench.kernels_w4a16 import LAYERS, Row, main, table
 from quantlab.bench.tune_w4a16 import candidates, write_tiles
 from quantlab_kernels.w4a16_tiles import DecodeTile, GluonTile, measured_tiles, tile_to_json
@@ -33,11 +34,14 @@ def test_winners_replace_those_of_their_gpu_alone(tmp_path):
 
 
 def test_the_table_sums_layers_and_leaves_out_what_is_not_whole():
-    rows = [Row(name, 8, "bf16", 10.0, 12.0, 1e-3, 5.0, 20.0, 19.0, {}) for name in LAYERS]
-    rows.append(Row("qkv", 9, "bf16", 10.0, None, 1e-3, 5.0, 20.0, None, {}))
+    rows = [
+        Row(name, 8, "bf16", 10.0, 12.0, 1e-3, 5.0, 20.0, 19.0, {}, State(1755 + i, 650.0, 60))
+        for i, name in enumerate(LAYERS)
+    ]
+    rows.append(Row("qkv", 9, "bf16", 10.0, None, 1e-3, 5.0, 20.0, None, {}, None))
     lines = table(rows).splitlines()
     assert len(lines) == 2
-    assert lines[1].split() == ["bf16", "8", "40.0", "48.0", "20.0", "50", "80.0", "2.00", "76.0", "1.0e-03"]
+    assert lines[1].split() == ["bf16", "8", "40.0", "48.0", "20.0", "50", "80.0", "2.00", "76.0", "1.0e-03", "1755"]
 
 
 def test_without_a_gpu_the_bench_says_so(capsys, monkeypatch):
