@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from quantlab_kernels.launch import has_pdl, require, require_gpu
+from quantlab_kernels.launch import has_pdl, has_ptx, require, require_gpu
 from quantlab_kernels.rows import empty_rows
 
 DTYPES = (torch.float16, torch.bfloat16)
@@ -21,6 +21,10 @@ DTYPES = (torch.float16, torch.bfloat16)
 MOST_COLUMNS = 32768
 # Columns a program of the element-wise kernels takes: 16 bytes a thread of four warps.
 COLUMNS = 1024
+_SILU = tl.constexpr(
+    "{ .reg .f32 t; mul.f32 t, $1, 0fBFB8AA3B; ex2.approx.ftz.f32 t, t; add.f32 t, t, 0f3F800000;"
+    " rcp.approx.ftz.f32 t, t; mul.f32 $0, $1, t; }"  # 0fBFB8AA3B: -log2(e), 0f3F800000: 1
+)
 
 
 @triton.jit
@@ -42,9 +46,9 @@ def _quantize_row(y, codes, scales, row, column, inside, COLUMNS: tl.constexpr):
     quotient = y * inverse
     y = tl.fma(tl.fma(-quotient, scale + tl.zeros_like(y), y), inverse + tl.zeros_like(y), quotient)
     y = tl.minimum(tl.maximum(y, -128.0), 127.0)
-    # 1.5 * 2^23: what is left of the fraction is rounded, halves to even.
-    y = (y + 12582912.0) - 12582912.0
-    tl.store(codes + row * COLUMNS + column, y.to(tl.int8), inside)
+    # 1.5 * 2^23: what is left of the fraction is rounded, halves to even, and the code is the lowest byte.
+    code = (y + 12582912.0).to(tl.int32, bitcast=True).to(tl.int8)
+    tl.store(codes + row * COLUMNS + column, code, inside)
     tl.store(scales + row, scale)
 
 
@@ -80,32 +84,45 @@ def _rms_norm_kernel(
 
 
 @triton.jit
-def _gated(gate_up, row, column, inside, COLUMNS: tl.constexpr):
+def _silu(x, PTX: tl.constexpr):
+    """x / (1 + exp(-x)), to a few units in the last place of fp32."""
+    if PTX:
+        # A plain division and exponential spend fourteen instructions on results that are no normal numbers.
+        y = tl.inline_asm_elementwise(_SILU, "=f,f", [x], tl.float32, is_pure=True, pack=1)
+    else:
+        y = x / (1.0 + tl.exp(-x))
+    return y
+
+
+@triton.jit
+def _gated(gate_up, row, column, inside, COLUMNS: tl.constexpr, PTX: tl.constexpr):
     """silu(gate) * up of some columns, in fp32 after the roundings to 16 bits."""
     at = gate_up + row * (2 * COLUMNS) + column
     dtype = gate_up.dtype.element_ty
     gate = tl.load(at, inside, 0.0).to(tl.float32)
     up = tl.load(at + COLUMNS, inside, 0.0).to(tl.float32)
-    y = (gate / (1.0 + tl.exp(-gate))).to(dtype).to(tl.float32) * up
+    y = _silu(gate, PTX).to(dtype).to(tl.float32) * up
     return y.to(dtype)
 
 
 @triton.jit
-def _silu_mul_kernel(gate_up, out, COLUMNS: tl.constexpr, WIDTH: tl.constexpr, PDL: tl.constexpr):
+def _silu_mul_kernel(gate_up, out, COLUMNS: tl.constexpr, WIDTH: tl.constexpr, PTX: tl.constexpr, PDL: tl.constexpr):
     _begin(PDL)
     row = tl.program_id(1).to(tl.int64)
     column = tl.program_id(0) * WIDTH + tl.arange(0, WIDTH)
     inside = column < COLUMNS
-    tl.store(out + row * COLUMNS + column, _gated(gate_up, row, column, inside, COLUMNS), inside)
+    tl.store(out + row * COLUMNS + column, _gated(gate_up, row, column, inside, COLUMNS, PTX), inside)
 
 
 @triton.jit
-def _silu_mul_int8_kernel(gate_up, codes, scales, COLUMNS: tl.constexpr, WIDTH: tl.constexpr, PDL: tl.constexpr):
+def _silu_mul_int8_kernel(
+    gate_up, codes, scales, COLUMNS: tl.constexpr, WIDTH: tl.constexpr, PTX: tl.constexpr, PDL: tl.constexpr
+):
     _begin(PDL)
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, WIDTH)
     inside = column < COLUMNS
-    y = _gated(gate_up, row, column, inside, COLUMNS).to(tl.float32)
+    y = _gated(gate_up, row, column, inside, COLUMNS, PTX).to(tl.float32)
     _quantize_row(y, codes, scales, row, column, inside, COLUMNS)
 
 
@@ -156,7 +173,8 @@ def silu_mul(gate_up: Tensor) -> Tensor:
     if out.numel():
         pdl = has_pdl(gate_up)
         grid = (triton.cdiv(columns, COLUMNS), gate_up.shape[0])
-        _silu_mul_kernel[grid](gate_up, out, columns, COLUMNS, pdl, num_warps=4, launch_pdl=pdl)
+        ptx = has_ptx(gate_up)
+        _silu_mul_kernel[grid](gate_up, out, columns, COLUMNS, ptx, pdl, num_warps=4, launch_pdl=pdl)
     return out
 
 
@@ -166,10 +184,10 @@ def silu_mul_quantized(gate_up: Tensor) -> tuple[Tensor, Tensor]:
     require(columns <= MOST_COLUMNS, f"rows of {columns} are too wide to quantize; {MOST_COLUMNS} at most")
     codes, scales = _empty_codes(gate_up.shape[0], columns, gate_up)
     if codes.numel():
-        width, pdl = triton.next_power_of_2(columns), has_pdl(gate_up)
+        width, ptx, pdl = triton.next_power_of_2(columns), has_ptx(gate_up), has_pdl(gate_up)
         grid = (gate_up.shape[0],)
         _silu_mul_int8_kernel[grid](
-            gate_up, codes, scales, columns, width, pdl, num_warps=_warps(width), launch_pdl=pdl
+            gate_up, codes, scales, columns, width, ptx, pdl, num_warps=_warps(width), launch_pdl=pdl
         )  # fmt: skip
     return codes, scales
 

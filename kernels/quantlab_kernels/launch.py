@@ -26,6 +26,11 @@ def has_pdl(x: Tensor) -> bool:
     return x.is_cuda and _capability(x.device) >= (9, 0) and not torch.version.hip
 
 
+def has_ptx(x: Tensor) -> bool:
+    """Whether kernels on x's device may hold inline PTX."""
+    return x.is_cuda and not torch.version.hip
+
+
 @cache
 def _capability(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device)

@@ -94,6 +94,13 @@ def test_silu_times_gate(rows: int, columns: int, dtype: torch.dtype):
     assert_codes_agree(fused.silu_mul_quantized(gate_up), wanted)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gates_of_any_size_are_closed_or_open(dtype: torch.dtype):
+    gate = torch.tensor([[-60000.0, -120.0, -88.0, -20.0, -0.0, 20.0, 88.0, 60000.0]], device=DEVICE, dtype=dtype)
+    out = fused.silu_mul(torch.cat([gate, torch.ones_like(gate)], 1))
+    torch.testing.assert_close(out, ref_fused.silu_mul(torch.cat([gate, torch.ones_like(gate)], 1)))
+
+
 def test_quantization_rounds_halves_to_even_as_the_reference_does():
     # gate 40 gives silu(gate) = 40 exactly, so that the products are the values to quantize: scale 2 / 127.5 * 127.5.
     up = torch.tensor([[127.5, 0.5, 1.5, 2.5, -0.5, -1.5, -127.5, 3.0]], device=DEVICE).half()
