@@ -1,17 +1,22 @@
-"""A packed checkpoint of known shapes with random weights on disk, to time what a start reads.
+"""A packed checkpoint of known shapes with random weights on disk, to time what a start reads or to serve.
 
-Written shard by shard, one decoder layer each, from the weights of `random_source`. Knows nothing about engines.
+Written shard by shard, one decoder layer each, from the weights of `random_source`, with a tokenizer in which every id
+is some text: `python -m quantlab.bench.random_folder DIR --shape llama-3.1-8b --scheme int4`. Knows nothing about
+engines.
 """
 
+import argparse
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import tokenizers
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from quantlab.bench.random_source import RandomSource, random_config
+from quantlab.bench.random_source import SCHEMES, SHAPES, RandomSource, random_config
 from quantlab.checkpoint.packed import disk_tensors
 from quantlab.checkpoint.schema import quantization_config
 from quantlab.models.config import ModelConfig
@@ -30,6 +35,7 @@ def write_folder(folder: Path, shape: str, scheme: Scheme | None, device: torch.
         schemes = {name: None if name == "lm_head" else scheme for name in linear_shapes(config)}
         raw["quantization_config"] = quantization_config(schemes, {})
     (folder / "config.json").write_text(json.dumps(raw))
+    write_tokenizer(folder, config.vocab_size)
     shards: dict[str, list[str]] = {}
     for name in tensor_shapes(config):
         shards.setdefault(".".join(name.split(".")[:3]) if ".layers." in name else "rest", []).append(name)
@@ -44,6 +50,18 @@ def write_folder(folder: Path, shape: str, scheme: Scheme | None, device: torch.
     index = {"metadata": {"total_size": written}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     return written
+
+
+def write_tokenizer(folder: Path, vocab_size: int) -> None:
+    """A tokenizer of `vocab_size` tokens, 256 at least: one a byte, which is how text is read, and made-up words."""
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    words = [f"\u0120w{number}" for number in range(vocab_size - len(alphabet))]  # U+0120 stands for a space
+    vocabulary = {piece: number for number, piece in enumerate(alphabet + words)}
+    made = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocabulary, merges=[]))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = tokenizers.decoders.ByteLevel()
+    made.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
 
 
 def hub_json(config: ModelConfig) -> dict[str, object]:
@@ -80,3 +98,18 @@ def _stored(source: RandomSource, name: str, scheme: Scheme | None) -> dict[str,
         assert scheme is not None
         return disk_tensors(module, weight, scheme)
     return {name: weight}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write a folder."""
+    made = argparse.ArgumentParser(prog="quantlab.bench.random_folder", description=__doc__)
+    made.add_argument("folder", type=Path)
+    made.add_argument("--shape", choices=SHAPES, default="llama-3.1-8b")
+    made.add_argument("--scheme", choices=SCHEMES, default="int4")
+    made.add_argument("--device", type=torch.device, default=torch.device("cpu"))
+    given = made.parse_args(arguments)
+    print(write_folder(given.folder, given.shape, SCHEMES[given.scheme], given.device), "bytes of weights")
+
+
+if __name__ == "__main__":
+    main()

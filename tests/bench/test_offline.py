@@ -18,10 +18,12 @@ from quantlab.bench.offline_options import (
     parse_workloads,
 )
 from quantlab.bench.offline_run import covered
-from quantlab.bench.random_folder import write_folder
+from quantlab.bench.random_folder import main, write_folder
 from quantlab.bench.random_source import SCHEMES, SHAPES, RandomSource, random_config
 from quantlab.checkpoint.model_folder import open_model
 from quantlab.errors import UsageError
+from quantlab.text import load_tokenizer
+from quantlab.token_bytes import token_bytes
 from quantlab_kernels.ref import dequantize
 
 
@@ -88,6 +90,14 @@ def test_a_random_folder_holds_the_weights_of_the_random_source(tmp_path: Path) 
     assert size == sum(info.nbytes for info in model.checkpoint.tensors.values())
     assert {scheme.name for scheme in model.schemes.values() if scheme} == {"w4a16"}
     assert model.schemes["lm_head"] is None
+
+
+def test_every_token_of_a_random_folder_is_some_text(tmp_path: Path) -> None:
+    main([str(tmp_path / "m"), "--shape", "tiny", "--scheme", "bf16"])
+    tokenizer = load_tokenizer(tmp_path / "m")
+    text = "Zwölf Boxkämpfer, 12 of them"
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert all(map(len, token_bytes(tokenizer).table)) and len(token_bytes(tokenizer).table) == 512
 
 
 @pytest.mark.parametrize("scheme", ["bf16", "int4", "int8"])
