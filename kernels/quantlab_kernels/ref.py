@@ -46,7 +46,7 @@ def quantize_per_token(x: Tensor) -> tuple[Tensor, Tensor]:
     """
     x = x.float()
     scales = x.abs().amax(dim=-1, keepdim=True) / 127.5
-    scales = torch.where(scales == 0, torch.finfo(torch.float32).eps, scales)
+    scales = scales.masked_fill(scales == 0, torch.finfo(torch.float32).eps)  # no scalar is copied from the host
     codes = (x / scales).clamp_(-128, 127).round_().to(torch.int8)
     return codes, scales
 

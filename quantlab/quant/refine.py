@@ -15,8 +15,10 @@ from quantlab.checkpoint.reader import TORCH_DTYPES, TensorReader
 from quantlab.events import Notice, StepDone
 from quantlab.models.decoder import CausalLM, build_model
 from quantlab.models.naming import FINAL_NORM, tensor_shapes
+from quantlab.models.rope import RopeTables
 from quantlab.quant.amounts import MICRO_TOKENS
 from quantlab.quant.block_task import weight_of
+from quantlab.quant.captured import Captured
 from quantlab.quant.distill import TrainedLinear, chunked_kl, rate_at
 from quantlab.quant.journal import Journal
 from quantlab.quant.parts import Parts, part_tensors
@@ -73,11 +75,12 @@ def refine(setup: Setup, journal: Journal, parts: Parts, how: Distill) -> tuple[
     else:
         setup.listener(Notice(f"continuing distillation at step {progress.step} of {steps}"))
     order = sample_order(len(train), steps * batch)
+    lesson = Lesson(setup, trainee, teacher, batch, train.shape[1])
     saved = time.monotonic()
     while progress.step < steps:
         _set_rates(trainee, rate_at(progress.step, steps))
         picked = order[progress.step * batch : (progress.step + 1) * batch]
-        loss = train_step(setup, trainee, teacher, train[picked])
+        loss = lesson.step(train[picked])
         progress.step += 1
         if progress.step % every == 0 or progress.step == steps:
             _evaluate(setup, trainee, teacher, held_out, progress)
@@ -128,37 +131,66 @@ def make_trainee(setup: Setup, parts: Parts, how: Distill) -> Trainee:
     return Trainee(model, linears, norms, torch.optim.Adam(groups, betas=(0.9, 0.95), eps=1e-10, fused=True), peaks)
 
 
-def train_step(setup: Setup, trainee: Trainee, teacher: CausalLM, ids: Tensor) -> float:
-    """One step on ids: [B, T], in micro-batches; returns the mean KL in nats a token."""
-    total = 0.0
-    micro = max(1, (4 * MICRO_TOKENS if setup.place.device.type == "cuda" else MICRO_TOKENS) // ids.shape[1])
-    trainee.optimizer.zero_grad(set_to_none=True)
-    for part in ids.to(setup.place.device).split(micro):
-        share = len(part) / len(ids)
+class Lesson:
+    """The passes of one training step: gradients of the student's KL from the teacher, added up over micro-batches.
+
+    On a GPU the passes of a micro-batch are recorded once and replayed: started one by one, the kernels of a model of
+    80M parameters take three times as long to start as to run.
+    """
+
+    def __init__(self, setup: Setup, trainee: Trainee, teacher: CausalLM, batch: int, tokens: int):
+        self.setup, self.trainee, self.teacher = setup, trainee, teacher
+        self.micro = micro_batch(batch, tokens, setup.place.device.type)
+        self.share = self.micro / batch
+        self.rope = rope_tables(setup, teacher, tokens)
+        self._captured: Captured | None = None
+
+    def step(self, ids: Tensor) -> float:
+        """One step of the optimizer on ids: [B, T] int64; returns the mean KL in nats a token."""
+        on_gpu = self.setup.place.device.type == "cuda"
+        parts = ids.to(self.setup.place.device).split(self.micro)
+        if on_gpu and self._captured is None:
+            self._captured = Captured(self._passes, parts[0])
+        self.trainee.optimizer.zero_grad(set_to_none=not on_gpu)  # recorded passes add to the same gradients
+        run = self._captured or self._passes
+        loss = sum(float(run(part)) for part in parts) * self.share
+        self.trainee.optimizer.step()
+        return loss
+
+    def _passes(self, ids: Tensor) -> Tensor:
+        """Adds to every gradient for ids: [b, T]; returns the mean KL [] fp32 of these tokens."""
         with torch.no_grad():
-            wanted = final_states(setup, teacher, part)
-        states = final_states(setup, trainee.model, part)
-        loss, grad = chunked_kl(states.detach(), wanted, _head(teacher), True)
+            wanted = final_states(self.setup, self.teacher, ids, self.rope)
+        states = final_states(self.setup, self.trainee.model, ids, self.rope)
+        loss, grad = chunked_kl(states.detach(), wanted, _head(self.teacher), True)
         assert grad is not None
-        states.backward(grad.to(states.dtype) * share)
-        total += float(loss) * share
-    trainee.optimizer.step()
-    return total
+        states.backward(grad.to(states.dtype) * self.share)
+        return loss
+
+
+def micro_batch(batch: int, tokens: int, device: str) -> int:
+    """Samples of `tokens` tokens in a pass on a kind of device: as many as fit, in equal parts of the batch."""
+    fitting = max(1, (4 * MICRO_TOKENS if device == "cuda" else MICRO_TOKENS) // tokens)
+    return max(size for size in range(1, min(fitting, batch) + 1) if batch % size == 0)
 
 
 @torch.no_grad()
 def held_out_kl(setup: Setup, student: CausalLM, teacher: CausalLM, ids: Tensor) -> float:
     """Mean KL of the student from the teacher on ids: [S, T], nats a token."""
-    total = 0.0
+    total, rope = 0.0, rope_tables(setup, teacher, ids.shape[1])
     for part in ids.to(setup.place.device).split(max(1, MICRO_TOKENS // ids.shape[1])):
-        states, wanted = final_states(setup, student, part), final_states(setup, teacher, part)
+        states, wanted = (final_states(setup, model, part, rope) for model in (student, teacher))
         total += float(chunked_kl(states, wanted, _head(teacher), False)[0]) * len(part)
     return total / len(ids)
 
 
-def final_states(setup: Setup, model: CausalLM, ids: Tensor) -> Tensor:
+def rope_tables(setup: Setup, model: CausalLM, tokens: int) -> RopeTables:
+    """The model's rotations of the first `tokens` positions."""
+    return model.rope.tables(torch.arange(tokens, device=setup.place.device))
+
+
+def final_states(setup: Setup, model: CausalLM, ids: Tensor, rope: RopeTables) -> Tensor:
     """States after the final norm for ids: [B, T], as [B*T, hidden] in the compute dtype."""
-    rope = model.rope.tables(torch.arange(ids.shape[1], device=ids.device))
     with setup.place.forward():
         x = model.embed_tokens(ids).float()
         for layer, block in enumerate(model.blocks):

@@ -250,6 +250,7 @@ def test_a_gpu_gives_the_figures_of_a_cpu(scheme: str, options: EvalOptions, req
     for one, other in zip(cpu.texts, gpu.texts, strict=True):
         assert one.protocol == other.protocol
         assert other.baseline_perplexity.value == pytest.approx(one.baseline_perplexity.value, rel=1e-4)
-        assert other.log_ratio.value == pytest.approx(one.log_ratio.value, abs=2e-3)
+        # Where inputs are rounded to INT8, the last bit of a product decides: two devices differ as two samples do.
+        assert other.log_ratio.value == pytest.approx(one.log_ratio.value, abs=3 * one.log_ratio.standard_error)
         assert other.kl.mean.value == pytest.approx(one.kl.mean.value, rel=0.05)
         assert other.agreement.value == pytest.approx(one.agreement.value, abs=0.01)

@@ -116,7 +116,7 @@ def make_options(tiny_text: Path) -> Callable[..., QuantizeOptions]:
     ) -> QuantizeOptions:
         chosen = Recipe(**{"group_size": 32, "passes": passes} | (recipe or {}))
         spec = CalibrationSpec(str(tiny_text), samples=samples, seq_len=32, seed=seed)
-        return QuantizeOptions(source, out, chosen, spec, device="cpu", **options)
+        return QuantizeOptions(source, out, chosen, spec, **{"device": "cpu"} | options)
 
     return make
 

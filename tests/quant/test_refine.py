@@ -15,7 +15,17 @@ from quantlab.quant.blocks import quantize_blocks
 from quantlab.quant.distill import TrainedLinear
 from quantlab.quant.journal import Journal, open_journal
 from quantlab.quant.parts import Parts
-from quantlab.quant.refine import STATE, STEP, held_out_kl, make_trainee, refine, sample_order, snapshot
+from quantlab.quant.refine import (
+    STATE,
+    STEP,
+    Lesson,
+    held_out_kl,
+    make_trainee,
+    micro_batch,
+    refine,
+    sample_order,
+    snapshot,
+)
 from quantlab.quant.setup import Setup, prepare
 from quantlab.recipe import Distill
 
@@ -30,9 +40,12 @@ def start(
     """start(name, family, recipe) -> a run whose blocks are finished and whose end-to-end stage is to come."""
     opened = []
 
-    def make(name: str = "out", family: str = "llama", recipe: dict[str, Any] | None = None) -> Started:
+    def make(
+        name: str = "out", family: str = "llama", recipe: dict[str, Any] | None = None, device: str = "cpu"
+    ) -> Started:
         source = tiny_models(torch.bfloat16, family)
-        setup = prepare(make_options(source, tmp_path / name, PASSES, recipe, samples=32), events.append)
+        options = make_options(source, tmp_path / name, PASSES, recipe, samples=32, device=device)
+        setup = prepare(options, events.append)
         manager = open_journal(tmp_path / f".{name}.quantlab", setup.fingerprint, False)
         journal = manager.__enter__()
         opened.append(manager)
@@ -154,3 +167,63 @@ def test_every_sample_is_seen_once_before_any_is_seen_again(samples: int, count:
         part = order[start : start + samples]
         assert len(set(part)) == len(part)
     assert order == sample_order(samples, count).tolist()
+
+
+@pytest.mark.parametrize(
+    ("batch", "tokens", "device", "size"),
+    [(8, 1024, "cuda", 8), (8, 1024, "cpu", 4), (4, 8192, "cpu", 1), (12, 2048, "cuda", 6), (7, 1024, "cpu", 1)],
+)
+def test_passes_take_as_many_samples_as_fit_in_equal_parts(batch: int, tokens: int, device: str, size: int) -> None:
+    assert micro_batch(batch, tokens, device) == size
+
+
+def test_micro_batches_add_up_to_the_whole_batch(
+    start: Callable[..., Started], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setup, journal, steps = start()
+    assert setup.blocks is not None
+    reader, place, ids = TensorReader(setup.checkpoint), setup.place, setup.blocks.ids[:8]
+    teacher = build_model(setup.config, reader.tensor, place.compute, place.device)
+    found = []
+    for room in (8 * 32, 2 * 32):
+        monkeypatch.setattr("quantlab.quant.refine.MICRO_TOKENS", room)
+        trainee = make_trainee(setup, Parts(journal, steps), distill(1))
+        lesson = Lesson(setup, trainee, teacher, 8, 32)
+        found.append((lesson.micro, lesson.step(ids), [p.grad for p in trainee.parameters().values()]))
+    (whole, loss, gradients), (part, other_loss, others) = found
+    assert (whole, part) == (8, 2) and other_loss == pytest.approx(loss, rel=1e-3)
+    for one, other in zip(gradients, others, strict=True):
+        assert one is not None and other is not None
+        torch.testing.assert_close(one, other, rtol=0.05, atol=0.02 * float(one.abs().max()))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("recipe", [{}, {"scheme": "w8a8", "group_size": "channel"}], ids=str)
+def test_recorded_passes_give_the_gradients_of_those_they_record(
+    recipe: dict[str, Any], start: Callable[..., Started], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("quantlab.quant.refine.MICRO_TOKENS", 32)  # two micro-batches of four
+    setup, journal, steps = start(recipe=recipe, device="cuda")
+    assert setup.blocks is not None
+    teacher = build_model(setup.config, TensorReader(setup.checkpoint).tensor, setup.place.compute, setup.place.device)
+    trainee = make_trainee(setup, Parts(journal, steps), distill(1))
+    lesson = Lesson(setup, trainee, teacher, 8, 32)
+    for group in trainee.optimizer.param_groups:
+        group["lr"] = 0.0  # gradients alone are looked at
+    lesson.step(setup.blocks.ids[:8])
+    for ids in setup.blocks.ids[8:24].split(8):
+        loss = lesson.step(ids)
+        recorded = [p.grad.clone() for p in trainee.parameters().values() if p.grad is not None]
+        trainee.optimizer.zero_grad(set_to_none=False)  # what is recorded adds to these very tensors
+        wanted = sum(float(lesson._passes(part)) for part in ids.to(setup.place.device).split(lesson.micro)) / 2
+        assert lesson.micro == 4 and loss == pytest.approx(wanted, rel=1e-4)
+        for one, parameter in zip(recorded, trainee.parameters().values(), strict=True):
+            torch.testing.assert_close(one, parameter.grad, rtol=1e-2, atol=1e-3 * float(one.abs().max()))
+
+
+@pytest.mark.gpu
+def test_it_trains_on_a_gpu(start: Callable[..., Started]) -> None:
+    setup, journal, steps = start(device="cuda")
+    how = Distill(steps=120, batch_size=8, code_rate=0.02, scale_rate=0.002)
+    facts = refine(setup, journal, Parts(journal, steps), how)[1]
+    assert facts["held_out_kl"] < 0.7 * facts["held_out_kl_before"]
