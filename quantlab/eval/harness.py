@@ -14,9 +14,8 @@ from lm_eval.models.utils import has_bos_prefix, normalize_gen_kwargs, postproce
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from quantlab.errors import UsageError
-from quantlab.eval.generation import generate
-from quantlab.eval.likelihood import Progress, Request, Score, score
-from quantlab.models.decoder import CausalLM
+from quantlab.eval.answers import Answers
+from quantlab.eval.likelihood import Progress, Request, Score
 from quantlab.text import Tokenizer
 
 MAX_NEW_TOKENS = 256  # where a task does not say, as in HFLM
@@ -25,17 +24,16 @@ Pair = tuple[list[int], list[int]]
 
 
 class HarnessModel(TemplateLM):
-    """A `CausalLM` behind the harness's interface; greedy only, `batch_size` rows in each forward pass.
+    """Whoever gives `answers`, behind the harness's interface; greedy only.
 
     `likeliest` keeps the text that the model would rather have had in place of each continuation it scored, by
     (context, continuation): the harness itself learns only whether the two are equal.
     """
 
-    def __init__(self, model: CausalLM, tokenizer: Tokenizer, batch_size: int, on_progress: Progress = lambda *_: None):
+    def __init__(self, answers: Answers, tokenizer: Tokenizer, on_progress: Progress = lambda *_: None):
         super().__init__()
-        self.model = model
+        self.answers = answers
         self.tokenizer = tokenizer
-        self.batch_size = batch_size
         self.on_progress = on_progress
         self.likeliest: dict[tuple[str, str], str] = {}
 
@@ -54,7 +52,7 @@ class HarnessModel(TemplateLM):
     @property
     def max_length(self) -> int:
         """The most tokens that the model reads at once."""
-        return self.model.config.max_position_embeddings
+        return self.answers.max_length
 
     @property
     def max_gen_toks(self) -> int:
@@ -116,7 +114,7 @@ class HarnessModel(TemplateLM):
         done = 0
         while done < len(order):
             asked = settings[order[done]]
-            batch = [i for i in order[done : done + self.batch_size] if settings[i] == asked]
+            batch = [i for i in order[done : done + self.answers.rows] if settings[i] == asked]
             written = self._write([prompts[i] for i in batch], asked)
             for index, text in zip(batch, written, strict=True):
                 texts[index] = text
@@ -125,7 +123,7 @@ class HarnessModel(TemplateLM):
         return texts
 
     def _score(self, requests: Sequence[Request]) -> list[Score]:
-        return score(self.model, requests, self.batch_size, self.max_length, self.on_progress)
+        return self.answers.score(requests, self.on_progress)
 
     def _encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[Pair]:
         """Token ids of contexts and continuations as the harness splits them; each text is tokenized once."""
@@ -165,7 +163,7 @@ class HarnessModel(TemplateLM):
 
     def _write(self, prompts: list[list[int]], asked: dict[str, Any]) -> list[str]:
         stops = [stop for stop in asked["until"] if stop]
-        written = generate(self.model, prompts, asked["max_gen_toks"], self._finished(stops))
+        written = self.answers.write(prompts, asked["max_gen_toks"], self._finished(stops))
         ends = [*stops, self.tokenizer.decode([self.eot_token_id])]
         special = set(self.tokenizer.backend.all_special_ids)
         texts = (self.tokenizer.decode([token for token in row if token not in special]) for row in written)

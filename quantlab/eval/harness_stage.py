@@ -6,6 +6,7 @@ Knows nothing about how an item is asked or kept.
 
 from collections.abc import Callable, Mapping
 
+from quantlab.eval.answers import Answers
 from quantlab.eval.measure import Tick
 from quantlab.eval.options import TaskOptions
 from quantlab.eval.result import TaskNoise, TaskResult
@@ -34,11 +35,11 @@ class HarnessStage:
         self._baseline = found
         return found.noise, found.cached
 
-    def candidate(self, setup: Setup, model: CausalLM, tick: Tick) -> tuple[TaskResult, ...]:
+    def candidate(self, setup: Setup, answers: Answers, tick: Tick) -> tuple[TaskResult, ...]:
         """Ask the candidate the same, and compare."""
         assert self._baseline is not None, "the baseline comes first"
         alpha = setup.options.gate.alpha
-        return candidate_tasks(self._tasks, model, self._baseline, alpha, _runner(setup), tick)
+        return candidate_tasks(self._tasks, answers, self._baseline, alpha, _runner(setup), tick)
 
 
 def load_stage(asked: TaskOptions) -> HarnessStage:

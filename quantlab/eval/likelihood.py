@@ -41,11 +41,7 @@ def score(
     Raises NumericsError where logits are NaN or infinite, UsageError for a continuation over `max_length` or without
     a token, which would be certain whatever the model.
     """
-    if not all(request.continuation for request in requests):
-        raise UsageError("an answer has no tokens, so there is nothing to score", fix="items without empty answers")
-    longest = max((len(request.continuation) for request in requests), default=0)
-    if longest > max_length:
-        raise UsageError(f"an answer has {longest} tokens, and the model reads {max_length} at once")
+    check_continuations(requests, max_length)
     # The last token is only predicted, never read; so max_length + 1 tokens fit.
     inputs = [(context + continuation)[-(max_length + 1) : -1] for context, continuation in requests]
     scores: list[Score | None] = [None] * len(requests)
@@ -59,6 +55,15 @@ def score(
     found = [result for result in scores if result is not None]
     assert len(found) == len(requests)
     return found
+
+
+def check_continuations(requests: Sequence[Request], max_length: int) -> None:
+    """Raises UsageError for a continuation over `max_length`, or without a token."""
+    if not all(request.continuation for request in requests):
+        raise UsageError("an answer has no tokens, so there is nothing to score", fix="items without empty answers")
+    longest = max((len(request.continuation) for request in requests), default=0)
+    if longest > max_length:
+        raise UsageError(f"an answer has {longest} tokens, and the model reads {max_length} at once")
 
 
 def _score_batch(model: CausalLM, batch: Batch, requests: Sequence[Request]) -> list[tuple[int, Score]]:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -17,7 +18,8 @@ from torch import nn
 from quantlab import __version__
 from quantlab.checkpoint.load import load_head, load_model
 from quantlab.clock import Clock
-from quantlab.errors import QuantlabError, UsageError
+from quantlab.errors import QuantlabError
+from quantlab.eval.answers import Answers, PlainAnswers, task_rows
 from quantlab.eval.corpus import BUNDLED
 from quantlab.eval.distribution import text_noise, text_result
 from quantlab.eval.facts import layer_errors, machine
@@ -28,7 +30,7 @@ from quantlab.eval.options import EvalOptions, ServedOptions
 from quantlab.eval.protocol import Windows
 from quantlab.eval.reference import MAX_BYTES_A_TOKEN, Key, build_reference, bytes_a_token, open_reference
 from quantlab.eval.result import NoiseFloor, Report, ServedFacts, TaskNoise, TaskResult, TextNoise, TextResult
-from quantlab.eval.served import load_served, served_facts, served_side
+from quantlab.eval.served import load_answers, load_served, served_facts, served_side
 from quantlab.eval.setup import Place, Setup, prepare, text_names
 from quantlab.events import Listener, Notice, StepDone
 from quantlab.models.decoder import CausalLM
@@ -70,7 +72,7 @@ class TaskStage(Protocol):
     def baseline(self, setup: Setup, model: Callable[[], CausalLM], tick: Tick) -> tuple[tuple[TaskNoise, ...], bool]:
         """Ask the baseline, which `model` loads, what the cache does not know; its noise, and whether it knew all."""
 
-    def candidate(self, setup: Setup, model: CausalLM, tick: Tick) -> tuple[TaskResult, ...]:
+    def candidate(self, setup: Setup, answers: Answers, tick: Tick) -> tuple[TaskResult, ...]:
         """Ask the candidate the same."""
 
 
@@ -95,8 +97,6 @@ class Candidate:
 
 def evaluate(options: EvalOptions, tasks: TaskStage | None, listener: Listener) -> Report:
     """Carry out `options`, and `tasks` if there are any; raises a QuantlabError for whatever stands in the way."""
-    if options.served is not None and tasks is not None:
-        raise UsageError("tasks are asked of the model in plain torch", where="--served", fix="two runs: one for each")
     check_measurable(options.gate, available(text_names(options.text), tasks.metrics if tasks else {}))
     started, clock = time.perf_counter(), Clock()
     with clock.stage("prepare"):
@@ -148,21 +148,42 @@ def run_candidate(
 ) -> Candidate:
     """The candidate beside the baseline on every text and task."""
     if setup.options.served is not None:
-        return _run_served(setup, setup.options.served, baseline, clock, listener)
+        return _run_served(setup, setup.options.served, baseline, tasks, clock, listener)
     model = Model(setup.options.candidate, setup.place, clock).get()
     texts = candidate_texts(setup, baseline, lambda windows: model_side(model, windows), clock, listener)
     if tasks is None:
         return Candidate(texts)
-    with clock.stage("candidate on tasks"):
-        return Candidate(texts, tasks.candidate(setup, model, _ticker("candidate tasks", listener)))
+    answers = PlainAnswers(model, task_rows(setup.place.batch))
+    return Candidate(texts, candidate_on_tasks(setup, tasks, answers, clock, listener))
 
 
-def _run_served(setup: Setup, asked: ServedOptions, baseline: Baseline, clock: Clock, listener: Listener) -> Candidate:
-    """The candidate through the serving engine's forward pass, on every text."""
+def _run_served(
+    setup: Setup,
+    asked: ServedOptions,
+    baseline: Baseline,
+    tasks: TaskStage | None,
+    clock: Clock,
+    listener: Listener,
+) -> Candidate:
+    """The candidate as it is served: texts through the engine's forward pass, tasks through the whole engine."""
     with clock.stage("load models"):
         model = load_served(setup, asked)
-    texts = candidate_texts(setup, baseline, lambda windows: served_side(model, windows), clock, listener)
-    return Candidate(texts, served=served_facts(model, asked, setup.place.dtype_name))
+    facts = served_facts(model, asked, setup.place.dtype_name)
+    texts = candidate_texts(setup, baseline, partial(served_side, model), clock, listener)
+    del model  # an engine takes its own memory
+    if tasks is None:
+        return Candidate(texts, served=facts)
+    with clock.stage("load models"):
+        answers = load_answers(setup, asked)
+    return Candidate(texts, candidate_on_tasks(setup, tasks, answers, clock, listener), facts)
+
+
+def candidate_on_tasks(
+    setup: Setup, tasks: TaskStage, answers: Answers, clock: Clock, listener: Listener
+) -> tuple[TaskResult, ...]:
+    """Every task asked of the candidate."""
+    with clock.stage("candidate on tasks"):
+        return tasks.candidate(setup, answers, _ticker("candidate tasks", listener))
 
 
 def candidate_texts(

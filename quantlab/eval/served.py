@@ -1,16 +1,21 @@
-"""The candidate as it is served: its final states from the engine's own forward pass, kernels and cache included.
+"""The candidate as it is served: its final states from the engine's own forward pass, or the engine itself for tasks.
 
 Knows nothing about scores, files of results or the baseline.
 """
 
+from dataclasses import replace
+
 import torch
 
 from quantlab.errors import UsageError
+from quantlab.eval.answers import task_rows
 from quantlab.eval.measure import Side
 from quantlab.eval.options import ServedOptions
 from quantlab.eval.protocol import Windows
 from quantlab.eval.result import ServedFacts
+from quantlab.eval.served_answers import ServedAnswers
 from quantlab.eval.setup import Setup
+from quantlab.runtime.build import build_engine
 from quantlab.runtime.options import EngineOptions
 from quantlab.runtime.whole_texts import WholeTexts, load_whole_texts
 
@@ -20,14 +25,23 @@ def load_served(setup: Setup, asked: ServedOptions) -> WholeTexts:
 
     Raises what the engine refuses: CheckpointError, UnsupportedModel, or UsageError for a dtype without kernels.
     """
+    longest = max(len(row) - 1 for windows in setup.texts.values() for row in windows.rows)
+    return load_whole_texts(setup.options.candidate, _engine_options(setup, asked), setup.place.batch, longest)
+
+
+def load_answers(setup: Setup, asked: ServedOptions) -> ServedAnswers:
+    """The candidate of `setup` in an engine, for as many tasks together as in plain torch; raises as `load_served`."""
+    options = replace(_engine_options(setup, asked), max_num_seqs=task_rows(setup.place.batch))
+    return ServedAnswers(build_engine(setup.options.candidate, options))
+
+
+def _engine_options(setup: Setup, asked: ServedOptions) -> EngineOptions:
     place = setup.place
     if place.device.type == "cpu" and asked.int8_head:
         raise UsageError("the INT8 output layer is a GPU's", where="--int8-head", fix="leave it out")
-    options = EngineOptions(
+    return EngineOptions(
         device=str(place.device), dtype=place.dtype_name, kv_dtype=asked.kv_dtype, int8_head=asked.int8_head
     )
-    longest = max(len(row) - 1 for windows in setup.texts.values() for row in windows.rows)
-    return load_whole_texts(setup.options.candidate, options, place.batch, longest)
 
 
 def served_side(model: WholeTexts, windows: Windows) -> Side:

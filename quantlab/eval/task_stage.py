@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from quantlab.eval.answers import Answers, PlainAnswers, task_rows
 from quantlab.eval.likelihood import Progress
 from quantlab.eval.outcome_cache import TaskEntry, TaskKey, load_entry, store_entry
 from quantlab.eval.outcomes import TaskOutcome, compare_tasks, task_noise
@@ -16,8 +17,6 @@ from quantlab.eval.tasks import run_tasks
 from quantlab.models.decoder import CausalLM
 from quantlab.text import Tokenizer
 
-# Rows of a task are a tenth of a window of text: so many of them make a forward pass of about the same size.
-ROWS_A_WINDOW = 8
 NOISE_ITEMS = 200  # of each task, asked again to see how many answers are noise
 
 
@@ -33,7 +32,7 @@ class Runner:
     @property
     def rows(self) -> int:
         """Rows of tasks in one forward pass."""
-        return ROWS_A_WINDOW * self.windows
+        return task_rows(self.windows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +76,10 @@ def baseline_tasks(
 
 
 def candidate_tasks(
-    tasks: TaskSet, model: CausalLM, baseline: BaselineTasks, alpha: float, runner: Runner, on_progress: Progress
+    tasks: TaskSet, answers: Answers, baseline: BaselineTasks, alpha: float, runner: Runner, on_progress: Progress
 ) -> tuple[TaskResult, ...]:
     """The candidate on every task, against the baseline; `alpha` is the gate's."""
-    outcomes = run_tasks(model, runner.tokenizer, tasks, runner.rows, on_progress)
+    outcomes = run_tasks(answers, runner.tokenizer, tasks, on_progress)
     return tuple(compare_tasks(baseline.outcomes[name], outcome, alpha) for name, outcome in outcomes.items())
 
 
@@ -90,8 +89,9 @@ def _run(
     """The baseline asked, and its first items asked again with twice as many rows together."""
     few = tasks.first(NOISE_ITEMS)
     once, again = tasks.requests, few.requests
-    first = run_tasks(model, runner.tokenizer, tasks, runner.rows, lambda done, _: on_progress(done, once + again))
-    second = run_tasks(model, runner.tokenizer, few, 2 * runner.rows, lambda n, _: on_progress(once + n, once + again))
+    rows, twice = PlainAnswers(model, runner.rows), PlainAnswers(model, 2 * runner.rows)
+    first = run_tasks(rows, runner.tokenizer, tasks, lambda done, _: on_progress(done, once + again))
+    second = run_tasks(twice, runner.tokenizer, few, lambda done, _: on_progress(once + done, once + again))
     return {
         name: TaskEntry(key=keys[name], outcome=outcome, noise=task_noise(outcome, second[name]))
         for name, outcome in first.items()

@@ -10,20 +10,18 @@ import numpy
 from lm_eval.api.instance import Instance
 
 from quantlab.errors import UsageError
+from quantlab.eval.answers import Answers
 from quantlab.eval.harness import HarnessModel
 from quantlab.eval.likelihood import Progress
 from quantlab.eval.outcomes import TaskOutcome
 from quantlab.eval.task_set import PreparedTask, TaskSet
-from quantlab.models.decoder import CausalLM
 from quantlab.text import Tokenizer
 
 PROMPT_CHARS = 1000  # kept of each prompt, its end: few-shot examples would fill the cache
 
 
-def run_tasks(
-    model: CausalLM, tokenizer: Tokenizer, tasks: TaskSet, batch_size: int, on_progress: Progress
-) -> dict[str, TaskOutcome]:
-    """What `model` does on every task, by name; `on_progress` counts requests.
+def run_tasks(answers: Answers, tokenizer: Tokenizer, tasks: TaskSet, on_progress: Progress) -> dict[str, TaskOutcome]:
+    """What a model does on every task, by name; `on_progress` counts requests.
 
     Raises NumericsError for logits that are not numbers, UsageError for a task that wants more than greedy text.
     """
@@ -33,7 +31,7 @@ def run_tasks(
     def count(answered: int, _: int) -> None:
         on_progress(done + answered, len(asked))
 
-    adapter = HarnessModel(model, tokenizer, batch_size, count)
+    adapter = HarnessModel(answers, tokenizer, count)
     for kind in dict.fromkeys(instance.request_type for instance in asked):
         requests = [instance for instance in asked if instance.request_type == kind]
         for instance, response in zip(requests, getattr(adapter, kind)(requests), strict=True):

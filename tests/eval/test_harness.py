@@ -10,6 +10,7 @@ from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
 
 from quantlab.errors import UsageError
+from quantlab.eval.answers import PlainAnswers
 from quantlab.eval.harness import HarnessModel
 from quantlab.eval.options import TaskOptions
 from quantlab.eval.task_set import load_tasks, quiet_libraries
@@ -23,7 +24,7 @@ TOLERANCE = 1e-4  # nats; measured: 2e-5
 
 @pytest.fixture(scope="module")
 def ours(books_model: CausalLM, books_tokenizer: Tokenizer) -> HarnessModel:
-    return HarnessModel(books_model, books_tokenizer, 3)
+    return HarnessModel(PlainAnswers(books_model, 3), books_tokenizer)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,7 @@ def answers(model: HFLM, kind: str, requests: list[Instance]) -> list:
 
 def test_four_tasks_score_as_in_the_harness(ours, oracle, task_dir):
     tasks = load_tasks(TaskOptions(FOUR, task_dir))
-    mine = run_tasks(ours.model, ours.tokenizer, tasks, 3, lambda *_: None)
+    mine = run_tasks(ours.answers, ours.tokenizer, tasks, lambda *_: None)
     with quiet_libraries():
         found = evaluate(oracle, {"tasks": {task.name: task.task for task in tasks.tasks}}, bootstrap_iters=0)
     for task in tasks.tasks:
@@ -116,7 +117,7 @@ def with_bos(books_5m: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_tokenizers_bos_begins_every_context_and_is_never_scored(with_bos, books_model):
     tokenizer = load_tokenizer(with_bos)
     assert tokenizer.prefix == (1,)
-    mine, wanted = HarnessModel(books_model, tokenizer, 3), hugging_face(with_bos)
+    mine, wanted = HarnessModel(PlainAnswers(books_model, 3), tokenizer), hugging_face(with_bos)
     requests = [ask("loglikelihood", *pair) for pair in PAIRS]
     for found, expected in zip(mine.loglikelihood(requests), answers(wanted, "loglikelihood", requests), strict=True):
         assert found == (pytest.approx(expected[0], abs=TOLERANCE), expected[1])

@@ -41,9 +41,16 @@ def test_an_int8_cache_is_named_in_the_report_and_shows_in_the_figures(options: 
     assert exact.texts[0].kl.mean.value < 1e-6 < rounded.texts[0].kl.mean.value < 1e-2
 
 
-def test_tasks_and_a_gpu_s_output_layer_are_refused(options: EvalOptions, task_dir: Path) -> None:
-    stage = load_stage(TaskOptions(("piqa",), task_dir, limit=1))
-    with pytest.raises(UsageError, match="plain torch"):
-        evaluate(replace(options, served=ServedOptions()), stage, lambda event: None)
+def test_tasks_are_asked_of_the_engine(options: EvalOptions, task_dir: Path) -> None:
+    def ask(served: ServedOptions | None) -> Report:
+        stage = load_stage(TaskOptions(("piqa", "lambada_openai"), task_dir, limit=6))
+        return evaluate(replace(options, served=served), stage, lambda event: None)
+
+    plain, served = ask(None), ask(ServedOptions())
+    assert served.served is not None and served.served.kernels
+    assert [task.candidate.value for task in served.tasks] == [task.candidate.value for task in plain.tasks]
+
+
+def test_a_gpu_s_output_layer_is_refused(options: EvalOptions) -> None:
     with pytest.raises(UsageError, match="a GPU's"):
         run(replace(options, served=ServedOptions(int8_head=True)))

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from quantlab.eval import task_stage
+from quantlab.eval.answers import PlainAnswers
 from quantlab.eval.options import TaskOptions
 from quantlab.eval.task_set import TaskSet, load_tasks
 from quantlab.eval.task_stage import Runner, baseline_tasks, candidate_tasks
@@ -34,7 +35,7 @@ def never() -> CausalLM:
 def test_a_model_against_itself_flips_nothing(tasks, runner, books_model):
     baseline = baseline_tasks(tasks, lambda: books_model, IDENTITY, runner, None, quiet)
     assert not baseline.cached
-    results = candidate_tasks(tasks, books_model, baseline, 0.05, runner, quiet)
+    results = candidate_tasks(tasks, PlainAnswers(books_model, runner.rows), baseline, 0.05, runner, quiet)
     assert [result.name for result in results] == ["lambada_openai", "piqa", "winogrande"]
     for result in results:
         assert (result.right_to_wrong, result.wrong_to_right, result.answers_changed, result.items) == (0, 0, 0, 6)
@@ -83,9 +84,9 @@ def test_noise_is_measured_on_the_first_items_with_twice_the_rows(tasks, runner,
     asked = []
     inner = task_stage.run_tasks
 
-    def watch(model, tokenizer, some, rows, tick):
-        asked.append((some.requests, rows))
-        return inner(model, tokenizer, some, rows, tick)
+    def watch(answers, tokenizer, some, tick):
+        asked.append((some.requests, answers.rows))
+        return inner(answers, tokenizer, some, tick)
 
     monkeypatch.setattr(task_stage, "run_tasks", watch)
     monkeypatch.setattr(task_stage, "NOISE_ITEMS", 2)

@@ -10,6 +10,7 @@ from lm_eval.evaluator import evaluate
 
 from quantlab.checkpoint.load import load_model
 from quantlab.errors import NumericsError, UsageError
+from quantlab.eval.answers import PlainAnswers
 from quantlab.eval.harness import HarnessModel
 from quantlab.eval.options import TaskOptions
 from quantlab.eval.outcomes import TaskOutcome
@@ -35,7 +36,7 @@ def quiz(folder: Path, text: str, items: list[dict], allow_code: bool = False) -
 
 
 def run(tasks: TaskSet, model, tokenizer, batch_size: int = 4) -> dict[str, TaskOutcome]:
-    return run_tasks(model, tokenizer, tasks, batch_size, lambda *_: None)
+    return run_tasks(PlainAnswers(model, batch_size), tokenizer, tasks, lambda *_: None)
 
 
 def test_the_likeliest_choice_is_the_answer(books_model, books_tokenizer, tmp_path):
@@ -91,7 +92,7 @@ def test_a_filter_of_the_task_is_applied(books_model, books_tokenizer, tmp_path)
 def test_outcomes_are_those_of_the_harnesss_own_loop(books_model, books_tokenizer, task_dir):
     tasks = load_tasks(TaskOptions(("quick", "arc_easy"), task_dir))
     mine = run(tasks, books_model, books_tokenizer)
-    adapter = HarnessModel(books_model, books_tokenizer, 4)
+    adapter = HarnessModel(PlainAnswers(books_model, 4), books_tokenizer)
     with quiet_libraries():
         found = evaluate(adapter, {"tasks": {task.name: task.task for task in tasks.tasks}}, bootstrap_iters=0)
     for name, outcome in mine.items():
@@ -113,7 +114,7 @@ def test_progress_counts_the_requests_of_all_tasks(books_model, books_tokenizer,
     written = quiz(tmp_path, WRITTEN + settings + MATCH, [{"q": "It was", "a": "?"}])
     tasks = TaskSet(load_tasks(TaskOptions(("piqa",), task_dir)).tasks + written.tasks)
     told: list[tuple[int, int]] = []
-    run_tasks(books_model, books_tokenizer, tasks, 2, lambda done, total: told.append((done, total)))
+    run_tasks(PlainAnswers(books_model, 2), books_tokenizer, tasks, lambda done, total: told.append((done, total)))
     assert told == sorted(told)
     assert told[-1] == (25, 25) == (tasks.requests, tasks.requests)
     assert {total for _, total in told} == {25}
