@@ -6,6 +6,7 @@ Knows nothing about how it is served.
 import sys
 import time
 from dataclasses import asdict, replace
+from functools import partial
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
@@ -99,7 +100,8 @@ def run(options: "ServeOptions", address: tuple[str, int], as_json: bool, begin:
     listener = listen(*address)
     bound: tuple[str, int] = listener.getsockname()[:2]
     options = guarded(options, bound[0])
-    started = launch()
+    launch_engine = partial(launch, options.folder, options.engine)
+    started = launch_engine()
     from quantlab.server.lifecycle import serve
     from quantlab.server.service import load_service
 
@@ -114,7 +116,7 @@ def run(options: "ServeOptions", address: tuple[str, int], as_json: bool, begin:
             show_ready(info, Shown(name, base_url, keyed, can_chat, seconds))
         sys.stdout.flush()
 
-    serve(service, listener, started, launch, announce)
+    serve(service, listener, started, launch_engine, announce)
 
 
 def guarded(options: "ServeOptions", host: str) -> "ServeOptions":

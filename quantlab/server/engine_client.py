@@ -99,11 +99,10 @@ class EngineClient:
         self._writer: asyncio.StreamWriter | None = None
         self._reading: asyncio.Task[None] | None = None
 
-    async def ready(self, folder: Path, options: EngineOptions) -> EngineInfo:
-        """Have the engine built; returns what was built, raises what went wrong."""
+    async def ready(self) -> EngineInfo:
+        """Wait until the engine is built; returns what was built, raises what went wrong."""
         reader, self._writer = await asyncio.open_unix_connection(sock=self._connection, limit=READ_LIMIT)
         self._reading = asyncio.create_task(self._read(reader))
-        self._send(Start(str(folder), options))
         return await self._built
 
     @property
@@ -234,12 +233,13 @@ class EngineClient:
         return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
 
 
-def launch(command: Sequence[str] = ENGINE_COMMAND) -> EngineProcess:
-    """Start an engine process; it begins to import at once. What it prints goes to our stderr."""
+def launch(folder: Path, options: EngineOptions, command: Sequence[str] = ENGINE_COMMAND) -> EngineProcess:
+    """Start an engine process, which builds its engine as soon as it can. What it prints goes to our stderr."""
     ours, theirs = socket.socketpair()
     with theirs:
         process = subprocess.Popen(
             [*command, str(theirs.fileno())], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=2
         )
+        ours.sendall(frame(Start(str(folder), options)))
     ours.setblocking(False)
     return EngineProcess(process, ours)

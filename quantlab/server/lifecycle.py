@@ -80,7 +80,7 @@ class Lifecycle:
         service = self._service
         while True:
             engine = service.engine = EngineClient(process)
-            info = await self._unless_stopped(engine.ready(service.options.folder, service.options.engine))
+            info = await self._unless_stopped(engine.ready())
             if info is not None:
                 service.admission.slots = info.max_num_seqs
                 service.strangers.expect(info)

@@ -24,9 +24,11 @@ from quantlab.server.service import load_service
 SCRIPT = str(Path(__file__).with_name("scripted_engine.py"))
 
 
-def launcher(pace: float) -> Callable[[], EngineProcess]:
+def launcher(
+    pace: float, folder: Path = Path("somewhere"), options: EngineOptions | None = None
+) -> Callable[[], EngineProcess]:
     """Starts scripted engines."""
-    return partial(launch, (sys.executable, SCRIPT, str(pace)))
+    return partial(launch, folder, options or EngineOptions(), (sys.executable, SCRIPT, str(pace)))
 
 
 def options_of(folder: Path, given: dict[str, Any]) -> ServeOptions:
@@ -41,10 +43,11 @@ def options_of(folder: Path, given: dict[str, Any]) -> ServeOptions:
 
 
 def main(folder: Path, given: dict[str, Any]) -> int:
-    start = launcher(given.pop("pace", 0.0))
+    pace = given.pop("pace", 0.0)
     listener = listen("127.0.0.1", 0)
     port = listener.getsockname()[1]
     service = load_service(options_of(folder, given))
+    start = launcher(pace, folder, service.options.engine)
 
     def announce(info: EngineInfo) -> None:
         assert service.engine is not None

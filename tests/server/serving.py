@@ -66,7 +66,7 @@ class Server(Asking):
     async def _run(self, folder: Path) -> None:
         self._loop = asyncio.get_running_loop()
         self.service = load_service(options_of(folder, self._options))
-        start = launcher(self._pace)
+        start = launcher(self._pace, folder, self.service.options.engine)
         self._lifecycle = Lifecycle(self.service, start, self._announce)
         try:
             await self._lifecycle.run(self._listener, start())

@@ -22,7 +22,7 @@ from tests.server.running import launcher
 async def engine(process: EngineProcess | None = None, pace: float = 0.0) -> AsyncIterator[EngineClient]:
     client = EngineClient(process or launcher(pace)())
     try:
-        await client.ready(Path("somewhere"), EngineOptions())
+        await client.ready()
         yield client
     finally:
         await client.stop()
@@ -97,9 +97,9 @@ def test_an_engine_that_ends_is_everybodys_error() -> None:
 
 def test_what_goes_wrong_while_building_is_raised_as_it_was() -> None:
     async def run() -> None:
-        client = EngineClient(launcher(0.0)())
+        client = EngineClient(launcher(0.0, Path("broken"))())
         with pytest.raises(CheckpointError, match="a tensor is missing"):
-            await client.ready(Path("broken"), EngineOptions())
+            await client.ready()
         await client.stop()
         assert client.process.returncode is not None
 
@@ -116,9 +116,9 @@ def test_what_goes_wrong_while_building_is_raised_as_it_was() -> None:
 )
 def test_a_process_that_is_no_engine_is_told(code: str, told: str) -> None:
     async def run() -> None:
-        client = EngineClient(launch((sys.executable, "-c", code)))
+        client = EngineClient(launch(Path("somewhere"), EngineOptions(), (sys.executable, "-c", code)))
         with pytest.raises(EngineDied, match=told):
-            await client.ready(Path("somewhere"), EngineOptions())
+            await client.ready()
         await client.stop()
 
     asyncio.run(run())
@@ -134,8 +134,9 @@ def test_a_process_that_does_not_end_is_ended(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("quantlab.server.engine_client.STOP_SECONDS", 0.2)
 
     async def run() -> subprocess.Popen[bytes]:
-        client = EngineClient(launch((sys.executable, "-c", "import time; time.sleep(100)")))
-        building = asyncio.create_task(client.ready(Path("somewhere"), EngineOptions()))
+        sleeper = (sys.executable, "-c", "import time; time.sleep(100)")
+        client = EngineClient(launch(Path("somewhere"), EngineOptions(), sleeper))
+        building = asyncio.create_task(client.ready())
         await asyncio.sleep(0)
         await client.stop()
         with pytest.raises(EngineDied):
