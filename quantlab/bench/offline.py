@@ -159,9 +159,10 @@ class Bench:
         for sequences, context in ((1, 128), (64, 1024)):
             if self.gpu and sequences <= engine.info.max_num_seqs and context + 256 <= engine.info.max_model_len:
                 found = profile_decode(engine, prompts, sequences, context)
-                top = dict(sorted(found.kernels.items(), key=lambda item: -item[1][0])[:14])
                 row = {"sequences": sequences, "context": context, "idle": found.idle, "step_us": found.step_us}
-                self.write({"setup": setup.name, "case": "profile"} | row | {"kernels": top})
+                row["kernels"] = dict(sorted(found.kernels.items(), key=lambda item: -item[1][0])[:16])
+                row["gaps"] = dict(sorted(found.gaps.items(), key=lambda item: -item[1])[:12])
+                self.write({"setup": setup.name, "case": "profile"} | row)
 
     def prefill(self, setup: Setup, engine: Engine, prompts: Prompts) -> None:
         """Prompt tokens a second."""

@@ -5,7 +5,7 @@ Every request is random tokens of its own and ends by its length alone. Knows no
 
 import random
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -139,11 +139,16 @@ def step_bytes(weights: Weights, sequences: int, context: int, kv_token_bytes: i
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """What the device did during some decode steps: share of time idle, and microseconds a step by kernel."""
+    """What the device did during some decode steps: share of time idle, microseconds a step by kernel and by gap.
+
+    kernels: name -> microseconds in which no kernel that began earlier ran, and launches, a step. gaps: idle
+    microseconds a step between two kernels, as `A -> B`.
+    """
 
     idle: float
     step_us: float
-    kernels: dict[str, tuple[float, int]]
+    kernels: dict[str, tuple[float, float]]
+    gaps: dict[str, float]
 
 
 def profile_decode(engine: Engine, prompts: Prompts, sequences: int, context: int, steps: int = 12) -> Profile:
@@ -154,27 +159,32 @@ def profile_decode(engine: Engine, prompts: Prompts, sequences: int, context: in
             engine.step()
         torch.cuda.synchronize()
     run_out(engine)
-    spans = []
-    kernels: dict[str, tuple[float, int]] = {}
-    for event in profiler.events():
-        if str(event.device_type).endswith("CUDA"):
-            spans.append((event.time_range.start, event.time_range.end))
-            total, count = kernels.get(event.name, (0.0, 0))
-            kernels[event.name] = total + event.time_range.elapsed_us() / steps, count + 1
-    busy, first, last = covered(spans)
-    return Profile(1 - busy / max(last - first, 1e-9), (last - first) / steps, kernels)
+    ranges = [(e.time_range, e.name) for e in profiler.events() if str(e.device_type).endswith("CUDA")]
+    return account([(time.start, time.end, name) for time, name in ranges], steps)
 
 
-def covered(spans: Iterable[tuple[float, float]]) -> tuple[float, float, float]:
-    """How long at least one of the spans lasts, and where the first begins and the last ends."""
+def account(spans: Sequence[tuple[float, float, str]], steps: int) -> Profile:
+    """What spans of time (begin, end, kernel), in microseconds, say about each of `steps` steps.
+
+    Kernels that begin early and wait overlap the ones that they wait for, so a moment counts for the earliest alone.
+    """
+    kernels: dict[str, tuple[float, float]] = {}
+    gaps: dict[str, float] = {}
     ordered = sorted(spans)
     if not ordered:
-        return 0.0, 0.0, 0.0
-    busy, end = 0.0, ordered[0][0]
-    for begin, stop in ordered:
-        busy += max(0.0, stop - max(begin, end))
-        end = max(end, stop)
-    return busy, ordered[0][0], end
+        return Profile(0.0, 0.0, {}, {})
+    begin = end = ordered[0][0]
+    before = ""
+    for start, stop, name in ordered:
+        if start > end:
+            gap = f"{before} -> {name}"
+            gaps[gap] = gaps.get(gap, 0.0) + (start - end) / steps
+        alone, launches = kernels.get(name, (0.0, 0.0))
+        kernels[name] = alone + max(0.0, stop - max(start, end)) / steps, launches + 1 / steps
+        if stop > end:
+            end, before = stop, name
+    length = max((end - begin) / steps, 1e-9)
+    return Profile(sum(gaps.values()) / length, length, kernels, gaps)
 
 
 def run_out(engine: Engine) -> None:

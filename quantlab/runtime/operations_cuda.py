@@ -76,7 +76,7 @@ class _Attention:
             # A view that begins at another alignment would be another kernel to compile.
             lengths = step.lengths[singles:].clone() if singles % 4 else step.lengths[singles:]
             self._prefill = Pages(tables[singles:], lengths, step.max_length)
-            self._chunks = Chunks(step.starts[singles:] - singles, step.longest)
+            self._chunks = Chunks((step.starts[singles:] - singles).to(torch.int32), step.longest)
             # Tokens that only fill a graph's frame belong to no sequence: nobody writes what they attend to. One tensor
             # for all layers: a layer's is read before the next one attends.
             heads, head_dim = weights.config.num_heads, weights.config.head_dim

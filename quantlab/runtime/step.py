@@ -15,7 +15,7 @@ from quantlab.runtime.batch import Slice
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """T tokens of S slices, those of one token first; int64 but for the int32 of lengths and starts.
+    """T tokens of S slices, those of one token first; int64 but for the int32 of lengths.
 
     ids: [T], where an id < 0 stands for the token last sampled for sequence slot -1 - id. positions, cache_slots: [T],
     the latter block * block_size + place, -1 for padding. slots: [S] sequence slots. lengths: [S] tokens that a slice's
@@ -58,7 +58,7 @@ class StepShape:
 
 
 def unpack(vector: Tensor, shape: StepShape) -> Step:
-    """The step that lies in `vector`: views of it, but for the two that become int32."""
+    """The step that lies in `vector`: views of it, but for the lengths."""
     tokens, slices = shape.tokens, shape.slices
     rows = vector.numel() - 3 * tokens - 3 * slices - 1
     parts = vector.split([tokens, tokens, tokens, slices, slices, slices + 1, rows])
@@ -69,7 +69,7 @@ def unpack(vector: Tensor, shape: StepShape) -> Step:
         places,
         slots,
         lengths.to(torch.int32),
-        starts.to(torch.int32),
+        starts,
         wanted,
         shape.every_row,
         shape.singles,

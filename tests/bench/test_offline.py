@@ -17,7 +17,7 @@ from quantlab.bench.offline_options import (
     parse_setups,
     parse_workloads,
 )
-from quantlab.bench.offline_run import covered
+from quantlab.bench.offline_run import Profile, account
 from quantlab.bench.random_folder import main, write_folder
 from quantlab.bench.random_source import SCHEMES, SHAPES, RandomSource, random_config
 from quantlab.checkpoint.model_folder import open_model
@@ -80,8 +80,11 @@ def test_setups_and_workloads_are_read_strictly() -> None:
 
 
 def test_what_the_device_does_is_counted_once_where_kernels_overlap() -> None:
-    assert covered([(5.0, 7.0), (0.0, 2.0), (1.0, 3.0), (6.0, 6.5)]) == (5.0, 0.0, 7.0)
-    assert covered([]) == (0.0, 0.0, 0.0)
+    spans = [(5.0, 7.0, "c"), (0.0, 2.0, "a"), (1.0, 3.0, "b"), (6.0, 6.5, "a")]
+    found = account(spans, steps=2)
+    assert found.kernels == {"a": (1.0, 1.0), "b": (0.5, 0.5), "c": (1.0, 0.5)}
+    assert (found.step_us, found.gaps, found.idle) == (3.5, {"b -> c": 1.0}, 1.0 / 3.5)
+    assert account([], 1) == Profile(0.0, 0.0, {}, {})
 
 
 def test_a_random_folder_holds_the_weights_of_the_random_source(tmp_path: Path) -> None:
