@@ -6,6 +6,9 @@ Knows nothing about what is logged. User-facing messages are not log lines: the 
 import logging
 import os
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
@@ -33,6 +36,14 @@ def configure(debug: bool) -> None:
     python_warnings.handlers[:] = [handler]
     python_warnings.propagate = False
     python_warnings.setLevel(logging.WARNING if debug else logging.CRITICAL)
+
+
+@contextmanager
+def timed(log: logging.Logger, what: str) -> Iterator[None]:
+    """Log, at level info, the seconds that the block takes."""
+    begin = time.perf_counter()
+    yield
+    log.info("%s: %.2f s", what, time.perf_counter() - begin)
 
 
 def show_requests() -> None:

@@ -6,7 +6,7 @@ Knows nothing about files or scheduling.
 import torch
 
 from quantlab.errors import UnsupportedModel
-from quantlab.log import logger
+from quantlab.log import logger, timed
 from quantlab.models.config import ModelConfig
 from quantlab.runtime.graphs import Reach, StepGraphs, mixed_frames
 from quantlab.runtime.linears import Linear, RawLinear
@@ -61,7 +61,8 @@ class CudaBackend:
         operations = CudaOperations(weights.config, self.dtype, builder.tables, pool, sizes.int8_kv)
         runner = ModelRunner(weights, operations, builder, sampler)
         self._warm(weights, operations, sizes)
-        sampler.warm_up(self.dtype)
+        with timed(LOG, "sampler's kernels"):
+            sampler.warm_up(self.dtype)
         if self._graphs:
             runner.graphs = self._capture(runner, operations, weights.config, sizes)
         return runner
@@ -72,11 +73,13 @@ class CudaBackend:
         widest = max(frame.tokens for frame in mixed_frames(sizes.max_num_seqs, most))
         counts = token_counts(max(most, widest))
         first = weights.blocks[0]
-        compiled = warm_linears([first.qkv, first.o, first.gate_up, first.down, weights.head], counts)
+        with timed(LOG, "kernels of linears"):
+            compiled = warm_linears([first.qkv, first.o, first.gate_up, first.down, weights.head], counts)
         q, k, _ = self._queries(config)
         rope = Rope(weights.cos, weights.sin, torch.zeros(1, dtype=torch.int64, device=self.device))
         limits = Limits(sizes.max_num_seqs, sizes.max_model_len, settled=True)
-        launched = warm_attention(q, k, operations.caches[0], limits, rope, None, set(config.windows))
+        with timed(LOG, "kernels of attention"):
+            launched = warm_attention(q, k, operations.caches[0], limits, rope, None, set(config.windows))
         LOG.info("compiled %d products, launched %d attention kernels", compiled, launched)
 
     def _capture(
@@ -93,7 +96,9 @@ class CudaBackend:
         mixed = min(longest, MIXED_INT8_TOKENS) if sizes.int8_kv else longest
         reach = Reach(most, sizes.max_batch_tokens, longest, mixed, cut)
         graphs = StepGraphs(runner.forward, runner.builder, reach)
-        LOG.info("captured %d graphs", graphs.capture())
+        with timed(LOG, "graphs"):
+            captured = graphs.capture()
+        LOG.info("captured %d graphs", captured)
         return graphs
 
     def _queries(self, config: ModelConfig) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

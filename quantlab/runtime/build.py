@@ -10,6 +10,7 @@ from pathlib import Path
 
 from quantlab.checkpoint.folder import read_json_object
 from quantlab.checkpoint.model_folder import open_model
+from quantlab.log import logger, timed
 from quantlab.models.config import ModelConfig
 from quantlab.runtime.backend import Backend, choose_backend
 from quantlab.runtime.engine import Engine
@@ -24,6 +25,8 @@ from quantlab.runtime.source import FolderSource
 from quantlab.runtime.weights import Source, Weights, build_weights
 from quantlab.schemes import Scheme, describe
 
+LOG = logger(__name__)
+
 
 def build_engine(folder: Path, options: EngineOptions) -> Engine:
     """An engine for the model in `folder`, 16-bit or packed, ready for requests.
@@ -31,8 +34,9 @@ def build_engine(folder: Path, options: EngineOptions) -> Engine:
     Raises CheckpointError or UnsupportedModel for the folder, UsageError for options that cannot be.
     """
     begin = time.perf_counter()
-    model = open_model(folder)
-    backend = choose_backend(options, model.config)
+    with timed(LOG, "folder and device"):
+        model = open_model(folder)
+        backend = choose_backend(options, model.config)
     source = FolderSource(model, backend.dtype, backend.device)
     identity = Identity(folder.resolve().name, describe_schemes(model.schemes), end_tokens(folder, model.config))
     grammars = TokenGrammars(folder, model.config.vocab_size, identity.eos_token_ids)
@@ -58,7 +62,8 @@ def assemble(
 ) -> Engine:
     """An engine for the weights of `source` on `backend`; `begin` is when its start began, by time.perf_counter."""
     limits = limits_of(options, source.config, backend.device)
-    weights = build_weights(source, backend, limits.max_model_len)
+    with timed(LOG, "weights"):
+        weights = build_weights(source, backend, limits.max_model_len)
     return engine_of(weights, backend, options, identity, grammars, begin)
 
 
