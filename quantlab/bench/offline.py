@@ -32,8 +32,10 @@ from quantlab.bench.offline_options import (
     parse_workloads,
 )
 from quantlab.bench.offline_run import (
+    Profile,
     Prompts,
     profile_decode,
+    profile_prefill,
     step_bytes,
     time_decode,
     time_first_token,
@@ -158,11 +160,17 @@ class Bench:
         """What the device does in decode steps."""
         for sequences, context in ((1, 128), (64, 1024)):
             if self.gpu and sequences <= engine.info.max_num_seqs and context + 256 <= engine.info.max_model_len:
-                found = profile_decode(engine, prompts, sequences, context)
-                row = {"sequences": sequences, "context": context, "idle": found.idle, "step_us": found.step_us}
-                row["kernels"] = dict(sorted(found.kernels.items(), key=lambda item: -item[1][0])[:16])
-                row["gaps"] = dict(sorted(found.gaps.items(), key=lambda item: -item[1])[:12])
-                self.write({"setup": setup.name, "case": "profile"} | row)
+                self.write_profile(setup, sequences, context, profile_decode(engine, prompts, sequences, context))
+        if self.gpu and engine.info.max_model_len > 2048:
+            self.write_profile(setup, 4, 2048, profile_prefill(engine, prompts, 4, 2048), "prefill")
+
+    def write_profile(self, setup: Setup, sequences: int, context: int, found: Profile, what: str = "decode") -> None:
+        """A row: the longest kernels and gaps."""
+        row: dict[str, Any] = {"setup": setup.name, "case": "profile", "what": what}
+        row |= {"sequences": sequences, "context": context, "idle": found.idle, "step_us": found.step_us}
+        row["kernels"] = dict(sorted(found.kernels.items(), key=lambda item: -item[1][0])[:16])
+        row["gaps"] = dict(sorted(found.gaps.items(), key=lambda item: -item[1])[:12])
+        self.write(row)
 
     def prefill(self, setup: Setup, engine: Engine, prompts: Prompts) -> None:
         """Prompt tokens a second."""
@@ -220,7 +228,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> str:
             what = f"{row['prompt']}/{row['output']} x {row['requests']}"
             lines.append(f"{row['setup']}: {what}: {row['output_rate']:.0f} output tok/s in {row['seconds']:.1f} s")
         elif kind == "profile":
-            what = f"{row['sequences']} x {row['context']}"
+            what = f"{row['what']} of {row['sequences']} x {row['context']}"
             lines.append(f"{row['setup']}: {what}: device idle {row['idle']:.1%} of {row['step_us']:.0f} us a step")
         elif kind == "load":
             lines.append(f"{row['setup']}: {row['attempt']} start from a folder: {row['start_s']:.1f} s")

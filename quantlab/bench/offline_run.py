@@ -5,7 +5,7 @@ Every request is random tokens of its own and ends by its length alone. Knows no
 
 import random
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -154,13 +154,26 @@ class Profile:
 def profile_decode(engine: Engine, prompts: Prompts, sequences: int, context: int, steps: int = 12) -> Profile:
     """The device's own account of `steps` decode steps; idle is what no kernel covers from the first to the last."""
     start_decode(engine, prompts, sequences, context, steps)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
-        for _ in range(steps):
-            engine.step()
-        torch.cuda.synchronize()
+    found = _profile(engine.step, steps)
     run_out(engine)
+    return found
+
+
+def profile_prefill(engine: Engine, prompts: Prompts, count: int, prompt: int) -> Profile:
+    """The same of `count` prompts that want one token each, all of their steps counted as one."""
+    time_workload(engine, prompts, count, prompt, 1)
+    _add(engine, prompts.requests(count, prompt, 1))
+    return _profile(lambda: run_out(engine), 1)
+
+
+def _profile(act: Callable[[], object], times: int) -> Profile:
+    """What the device did while `act` was called so many times, for each of them."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+        for _ in range(times):
+            act()
+        torch.cuda.synchronize()
     ranges = [(e.time_range, e.name) for e in profiler.events() if str(e.device_type).endswith("CUDA")]
-    return account([(time.start, time.end, name) for time, name in ranges], steps)
+    return account([(time.start, time.end, name) for time, name in ranges], times)
 
 
 def account(spans: Sequence[tuple[float, float, str]], steps: int) -> Profile:
