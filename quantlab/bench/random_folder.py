@@ -85,6 +85,7 @@ def hub_json(config: ModelConfig) -> dict[str, object]:
         "tie_word_embeddings": config.tie_word_embeddings,
         "rope_parameters": scaling,
         "dtype": config.dtype,
+        "transformers_version": "5.0.0",  # without one, transformers warns that the tokenizer may be an old Mistral's
     }
 
 
