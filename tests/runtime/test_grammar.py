@@ -91,7 +91,9 @@ def text_of(tokenizer: Tokenizer, row: Sequence) -> str:
     return tokenizer.decode(row.output_ids[:-1])
 
 
-@pytest.mark.parametrize("settings", [{"temperature": 0.0}, {"seed": 1}, {"top_p": 0.9, "temperature": 1.5, "seed": 5}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{"temperature": 0.0}, {"seed": 1}, {"top_p": 0.9, "temperature": 1.5, "seed": 5}], ids=str
+)
 def test_every_text_of_a_model_validates(
     settings: dict[str, Any], books_5m: Path, books_tokenizer: Tokenizer, grammars: TokenGrammars
 ) -> None:
