@@ -133,8 +133,12 @@ def meet(sum0, sum1, partials, counters, tile, first_stage, program, programs, s
     v1 = in_order(sum1, R, WARPS, BMS)
     i0 = gl.arange(0, SIZE, layout=v0.type.layout)
     i1 = SIZE + gl.arange(0, 16 * WARPS * R * BMS, layout=v1.type.layout)
-    # Of two, the second has no need to write: in streams the first has mostly come and gone long before.
-    seen = gl.atomic_add(counters + tile, 0, sem="acquire", scope="gpu") if SPLIT == 0 else 0
+    # Of two, the second has no need to write: in streams a program begins a tile last, when the one that ends it, first
+    # of all it does, has mostly come and gone.
+    seen = 0
+    if SPLIT == 0:  # noqa: SIM102 - the outer condition is decided when the kernel is compiled
+        if begins == 1:
+            seen = gl.atomic_add(counters + tile, 0, sem="acquire", scope="gpu")
     if (parts > 2) | (seen == 0):
         gl.store(partials + mine * STRIDE + i0, v0)
         if TWO:

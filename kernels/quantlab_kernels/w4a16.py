@@ -160,8 +160,8 @@ def _prepare_gluon(
     words, scales, zeros, bias_or_any = _pointers(weight, bias)
     pointers = (first, second, _word_descriptor(weight, tile), scales, zeros, bias_or_any, out)
     sizes = (x.shape[0], weight.out_features, weight.chunks, weight.blocks, tokens, streamed)
-    ring = tile.stages(weight.bits)
-    shape = (ring, tile.warps, tile.row_blocks, tile.chunks, weight.group_size, tile.tokens, tile.more_tokens)
+    ring = (tile.stages(weight.bits), tile.warps, tile.row_blocks, tile.chunks, tile.ring_chunks(weight.bits))
+    shape = (*ring, weight.group_size, tile.tokens, tile.more_tokens)
     flags = (tile.split, weight.zeros is not None, bias is not None, weight.bits, early)
     arguments = (*pointers, partials, counters, 2.0**weight.exponent, *sizes, *shape, *flags)
     return w4a16_gluon_kernel, (programs,), arguments, _options(tile, early) | {"maxnreg": tile.registers}
@@ -193,7 +193,7 @@ def _descriptor(x: Tensor, tokens: int, width: int) -> TensorDescriptor:
 def _word_descriptor(weight: W4A16Weight, tile: GluonTile) -> TensorDescriptor:
     """Words with K outermost, so that a box holds chunk after chunk."""
     words = weight.words.view(weight.blocks, -1, 16, COLUMNS).permute(1, 0, 2, 3)
-    box = [tile.chunks * weight.bits // 4, tile.rows // ROWS, 16, COLUMNS]
+    box = [tile.ring_chunks(weight.bits) * weight.bits // 4, tile.rows // ROWS, 16, COLUMNS]
     return TensorDescriptor.from_tensor(words, box, gl.NVMMASharedLayout(128, 16, 4))
 
 

@@ -1,9 +1,10 @@
 """W4A16 and W8A16 on Hopper (sm_90a), in Gluon: out[m, n] = sum_k x[m, k] W[n, k], on WGMMA.
 
 out^T = W x^T with W as operand A from registers. One producer warp fills a ring of STAGES stages by TMA (words of BN
-rows, x of BM tokens, 64 KH columns each); WARPS consumer warps unpack words to weights in registers (w4a16_unpack) and
-issue asynchronous WGMMAs, one batch of 64 columns in flight while the next is unpacked. Scales are in the weights, so
-sums run over all of K without being touched.
+rows, x of BM tokens, 64 PER columns each; 64 KH columns make an iteration, whose scales are loaded together: wide tiles
+have stages of half an iteration, so that enough of them fit). WARPS consumer warps unpack words to weights in registers
+(w4a16_unpack) and issue asynchronous WGMMAs, one batch of 64 columns in flight while the next is unpacked. Scales are
+in the weights, so sums run over all of K without being touched.
 
 A program makes a tile of BN = 16 WARPS R rows by BM (+ BM2) tokens. R = 2: two row blocks share x. BM2 > 0: two widths
 of WGMMA share the unpacked weights, for token counts between powers of two. Tiles that several programs share are added
@@ -109,19 +110,21 @@ def load_words(wd, ws, bar, stage, block, kk):
 
 
 @gluon.jit
-def load_x(xd, xd2, xs, xs2, bar, stage, m0, kk, KH: gl.constexpr, BM: gl.constexpr, BM2: gl.constexpr):
-    """One stage of x: KH tiles of 64 columns."""
-    for h in gl.static_range(KH):
-        async_load(xd, [m0, (kk * KH + h) * 64], bar, xs.index(stage * KH + h))
+def load_x(xd, xd2, xs, xs2, bar, stage, m0, kk, PER: gl.constexpr, BM: gl.constexpr, BM2: gl.constexpr):
+    """One stage of x: PER tiles of 64 columns."""
+    for h in gl.static_range(PER):
+        async_load(xd, [m0, (kk * PER + h) * 64], bar, xs.index(stage * PER + h))
         if BM2:
-            async_load(xd2, [m0 + BM, (kk * KH + h) * 64], bar, xs2.index(stage * KH + h))
+            async_load(xd2, [m0 + BM, (kk * PER + h) * 64], bar, xs2.index(stage * PER + h))
 
 
 @gluon.jit
 def producer(xd, xd2, wd, xs, xs2, ws, full, empty, C, NB, MB, streamed, STAGES: gl.constexpr, BLOCKS: gl.constexpr,
-             KH: gl.constexpr, BM: gl.constexpr, BM2: gl.constexpr, PDL: gl.constexpr):  # fmt: skip
+             KH: gl.constexpr, PER: gl.constexpr, BM: gl.constexpr, BM2: gl.constexpr,
+             PDL: gl.constexpr):  # fmt: skip
     """Fill the ring for one piece after the other. Words of the first stages do not wait for the kernel before."""
-    BYTES: gl.constexpr = wd.block_type.nbytes + KH * (BM + BM2) * 128
+    BYTES: gl.constexpr = wd.block_type.nbytes + PER * (BM + BM2) * 128
+    PARTS: gl.constexpr = KH // PER  # stages of the ring in an iteration, by which pieces are counted
     program = gl.program_id(0)
     programs = gl.num_programs(0)
     row_tiles = (NB + BLOCKS - 1) // BLOCKS
@@ -129,26 +132,26 @@ def producer(xd, xd2, wd, xs, xs2, ws, full, empty, C, NB, MB, streamed, STAGES:
     begin, end, limit = span(program, programs, row_tiles * MB, streamed, stages)
     tile, kk, n = piece(begin, end, program, programs, streamed, stages)
     rows, tokens = place(tile, row_tiles, MB)
-    early = gl.minimum(n, STAGES)
+    early = gl.minimum(n * PARTS, STAGES)
     for i in range(early):
         mbarrier.expect(full.index(i), BYTES)
-        load_words(wd, ws, full.index(i), i, rows * BLOCKS, kk + i)
+        load_words(wd, ws, full.index(i), i, rows * BLOCKS, kk * PARTS + i)
     if PDL:
         wait_for_previous_kernel(False)
     for i in range(early):
-        load_x(xd, xd2, xs, xs2, full.index(i), i, tokens * (BM + BM2), kk + i, KH, BM, BM2)
+        load_x(xd, xd2, xs, xs2, full.index(i), i, tokens * (BM + BM2), kk * PARTS + i, PER, BM, BM2)
     stage = early % STAGES
     phase = (early < STAGES).to(gl.int32)  # a stage that was never filled counts as emptied in phase 1
     at = begin
     while at < limit:
         tile, kk, n = piece(at, end, program, programs, streamed, stages)
         rows, tokens = place(tile, row_tiles, MB)
-        for i in range(gl.where(at == begin, early, 0), n):
+        for i in range(gl.where(at == begin, early, 0), n * PARTS):
             mbarrier.wait(empty.index(stage), phase)
             bar = full.index(stage)
             mbarrier.expect(bar, BYTES)
-            load_words(wd, ws, bar, stage, rows * BLOCKS, kk + i)
-            load_x(xd, xd2, xs, xs2, bar, stage, tokens * (BM + BM2), kk + i, KH, BM, BM2)
+            load_words(wd, ws, bar, stage, rows * BLOCKS, kk * PARTS + i)
+            load_x(xd, xd2, xs, xs2, bar, stage, tokens * (BM + BM2), kk * PARTS + i, PER, BM, BM2)
             stage += 1
             if stage == STAGES:
                 stage = 0
@@ -158,7 +161,7 @@ def producer(xd, xd2, wd, xs, xs2, ws, full, empty, C, NB, MB, streamed, STAGES:
 
 @gluon.jit
 def load_scales(values_of, rows, kk, GROUPS, R: gl.constexpr, PARTS: gl.constexpr):
-    """Scales or zero points of a stage: PARTS groups of each of R row blocks; past the end, the last group.
+    """Scales or zero points of an iteration: PARTS groups of each of R row blocks; past the end, the last group.
 
     rows: for each row block, where its rows begin. Pairs of rows are known to be neighbours and loaded as one word: two
     loads would have to be combined at once, and the K loop would wait for memory.
@@ -173,9 +176,9 @@ def load_scales(values_of, rows, kk, GROUPS, R: gl.constexpr, PARTS: gl.constexp
 
 @gluon.jit
 def multiply_all(xs, xs2, ws, scales, zeros, full, empty, stage, phase, rows, kk, n, GROUPS, STAGES: gl.constexpr,
-                 WARPS: gl.constexpr, R: gl.constexpr, KH: gl.constexpr, PARTS: gl.constexpr, BM: gl.constexpr,
-                 BM2: gl.constexpr, ZEROS: gl.constexpr, BITS: gl.constexpr):  # fmt: skip
-    """Sums over stages kk to kk + n: [16 WARPS, BM] float32 of the first row block, and of the second one or of BM2."""
+                 WARPS: gl.constexpr, R: gl.constexpr, KH: gl.constexpr, PER: gl.constexpr, PARTS: gl.constexpr,
+                 BM: gl.constexpr, BM2: gl.constexpr, ZEROS: gl.constexpr, BITS: gl.constexpr):  # fmt: skip
+    """Sums over iterations kk to kk + n, [16 WARPS, BM] float32: of the first row block, of the second or of BM2."""
     MMA: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, BM, 16])
     MMA2: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, BM2 if BM2 else 8, 16])
     A: gl.constexpr = gl.DotOperandLayout(0, MMA, 2)
@@ -197,18 +200,20 @@ def multiply_all(xs, xs2, ws, scales, zeros, full, empty, stage, phase, rows, kk
         s, z = next_s, next_z
         next_s = load_scales(scales, rows, kk + i + 1, GROUPS, R, PARTS)
         next_z = load_scales(zeros, rows, kk + i + 1, GROUPS, R, PARTS) if ZEROS else next_s
-        mbarrier.wait(full.index(stage), phase)
-        words = ws.index(stage).reshape([BITS // 4 * KH * R * 4 * WARPS, 64])
         for h in gl.static_range(KH):
-            xb = xs.index(stage * KH + h).permute((1, 0))
+            if h % PER == 0:
+                mbarrier.wait(full.index(stage), phase)
+            words = ws.index(stage).reshape([BITS // 4 * PER * R * 4 * WARPS, 64])
+            xb = xs.index(stage * PER + h % PER).permute((1, 0))
             for r in gl.static_range(R):
                 low = scale_terms(s[r * PARTS + 2 * h * PARTS // (2 * KH)], z[r * PARTS + 2 * h * PARTS // (2 * KH)],
                                   MMA, WARPS, ZEROS, BITS)  # fmt: skip
                 high = scale_terms(s[r * PARTS + (2 * h + 1) * PARTS // (2 * KH)],
                                    z[r * PARTS + (2 * h + 1) * PARTS // (2 * KH)], MMA, WARPS, ZEROS,
                                    BITS)  # fmt: skip
-                a = unpack(words, (h * (BITS // 4) * R + r) * 4 * WARPS, ((h * (BITS // 4) + 1) * R + r) * 4 * WARPS,
-                           low, high, WORDS, A, WARPS, ZEROS, BITS)  # fmt: skip
+                a = unpack(words, (h % PER * (BITS // 4) * R + r) * 4 * WARPS,
+                           ((h % PER * (BITS // 4) + 1) * R + r) * 4 * WARPS, low, high, WORDS, A, WARPS, ZEROS,
+                           BITS)  # fmt: skip
                 if r == 1:
                     acc1 = warpgroup_mma(a, xb, acc1, is_async=True)
                     acc0 = warpgroup_mma_init(warpgroup_mma_wait(1, deps=[acc0]))
@@ -218,19 +223,21 @@ def multiply_all(xs, xs2, ws, scales, zeros, full, empty, stage, phase, rows, kk
                         acc1 = warpgroup_mma_init(warpgroup_mma_wait(1, deps=[acc1]))
                     elif BM2:
                         a2 = gl.convert_layout(a, gl.DotOperandLayout(0, MMA2, 2), assert_trivial=True)
-                        acc1 = warpgroup_mma(a2, xs2.index(stage * KH + h).permute((1, 0)), acc1, is_async=True)
+                        xb2 = xs2.index(stage * PER + h % PER).permute((1, 0))
+                        acc1 = warpgroup_mma(a2, xb2, acc1, is_async=True)
                         done0, done1 = warpgroup_mma_wait(2, deps=[acc0, acc1])
                         acc0 = warpgroup_mma_init(done0)
                         acc1 = warpgroup_mma_init(done1)
                     else:
                         acc0 = warpgroup_mma_init(warpgroup_mma_wait(1, deps=[acc0]))
-                    if h == 0:  # the WGMMAs of the stage before are done, and so is the stage
-                        mbarrier.arrive(empty.index(before), count=1, pred=i > 0)
-        before = stage
-        stage += 1
-        if stage == STAGES:
-            stage = 0
-            phase ^= 1
+                    if h % PER == 0:  # the WGMMAs of the stage before are done, and so is the stage
+                        mbarrier.arrive(empty.index(before), count=1, pred=(i > 0) | (h > 0))
+            if h % PER == PER - 1:
+                before = stage
+                stage += 1
+                if stage == STAGES:
+                    stage = 0
+                    phase ^= 1
     if R == 2 or BM2:
         sum0, sum1 = warpgroup_mma_wait(0, deps=[acc0, acc1])
     else:
@@ -257,9 +264,9 @@ def store_tile(acc, out, bias, scale, n0, m0, M, N, BM: gl.constexpr, WARPS: gl.
 
 @gluon.jit
 def consumer(xs, xs2, ws, scales, zeros, bias, full, empty, out, partials, counters, scale, M, N, C, NB, MB, streamed,
-             STAGES: gl.constexpr, WARPS: gl.constexpr, R: gl.constexpr, KH: gl.constexpr, GROUP: gl.constexpr,
-             BM: gl.constexpr, BM2: gl.constexpr, SPLIT: gl.constexpr, ZEROS: gl.constexpr, BIAS: gl.constexpr,
-             BITS: gl.constexpr, PDL: gl.constexpr):  # fmt: skip
+             STAGES: gl.constexpr, WARPS: gl.constexpr, R: gl.constexpr, KH: gl.constexpr, PER: gl.constexpr,
+             GROUP: gl.constexpr, BM: gl.constexpr, BM2: gl.constexpr, SPLIT: gl.constexpr, ZEROS: gl.constexpr,
+             BIAS: gl.constexpr, BITS: gl.constexpr, PDL: gl.constexpr):  # fmt: skip
     """Multiply, meet the other programs of the tile if there are any, store; then the next piece."""
     BLOCKS: gl.constexpr = WARPS * R // 4
     TWO: gl.constexpr = R == 2 or BM2 > 0
@@ -287,8 +294,8 @@ def consumer(xs, xs2, ws, scales, zeros, bias, full, empty, out, partials, count
         rows = (gl.minimum(block + i // 64, NB - 1) * GROUPS * 64 + order,
                 gl.minimum(block + WARPS // 4 + i // 64, NB - 1) * GROUPS * 64 + order)  # fmt: skip
         sum0, sum1, stage, phase = multiply_all(xs, xs2, ws, scales, zeros, full, empty, stage, phase, rows, kk, n,
-                                                GROUPS, STAGES, WARPS, R, KH, KH * 64 // GROUP, BM, BM2, ZEROS,
-                                                BITS)  # fmt: skip
+                                                GROUPS, STAGES, WARPS, R, KH, PER, KH * 64 // GROUP, BM, BM2,
+                                                ZEROS, BITS)  # fmt: skip
         if PDL:
             wait_for_previous_kernel(False)
         last = n == stages
@@ -306,17 +313,18 @@ def consumer(xs, xs2, ws, scales, zeros, bias, full, empty, out, partials, count
 @gluon.jit(do_not_specialize=["M", "C", "NB", "MB", "streamed", "scale"])
 def w4a16_gluon_kernel(xd, xd2, wd, scales, zeros, bias, out, partials, counters, scale, M, N, C, NB, MB, streamed,
                        STAGES: gl.constexpr, WARPS: gl.constexpr, R: gl.constexpr, KH: gl.constexpr,
-                       GROUP: gl.constexpr, BM: gl.constexpr, BM2: gl.constexpr, SPLIT: gl.constexpr,
-                       ZEROS: gl.constexpr, BIAS: gl.constexpr, BITS: gl.constexpr, PDL: gl.constexpr):  # fmt: skip
+                       PER: gl.constexpr, GROUP: gl.constexpr, BM: gl.constexpr, BM2: gl.constexpr,
+                       SPLIT: gl.constexpr, ZEROS: gl.constexpr, BIAS: gl.constexpr, BITS: gl.constexpr,
+                       PDL: gl.constexpr):  # fmt: skip
     """C, NB: blocks of 64 columns, of 64 rows. MB: tiles of tokens. Grid, streamed, SPLIT: see gluon_schedule."""
     if PDL:
         wait_for_previous_kernel(True)
     BLOCKS: gl.constexpr = WARPS * R // 4
-    xs = gl.allocate_shared_memory(xd.dtype, [STAGES * KH, BM, 64], xd.layout)
+    xs = gl.allocate_shared_memory(xd.dtype, [STAGES * PER, BM, 64], xd.layout)
     xs2 = xs
     if BM2:
-        xs2 = gl.allocate_shared_memory(xd2.dtype, [STAGES * KH, BM2, 64], xd2.layout)
-    ws = gl.allocate_shared_memory(gl.int16, [STAGES, KH * BITS // 4, BLOCKS, 16, 64], wd.layout)
+        xs2 = gl.allocate_shared_memory(xd2.dtype, [STAGES * PER, BM2, 64], xd2.layout)
+    ws = gl.allocate_shared_memory(gl.int16, [STAGES, PER * BITS // 4, BLOCKS, 16, 64], wd.layout)
     full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     for i in gl.static_range(STAGES):
@@ -325,6 +333,6 @@ def w4a16_gluon_kernel(xd, xd2, wd, scales, zeros, bias, out, partials, counters
     fence_async_shared()
     gl.warp_specialize([
         (consumer, (xs, xs2, ws, scales, zeros, bias, full, empty, out, partials, counters, scale, M, N, C, NB, MB,
-                    streamed, STAGES, WARPS, R, KH, GROUP, BM, BM2, SPLIT, ZEROS, BIAS, BITS, PDL)),
-        (producer, (xd, xd2, wd, xs, xs2, ws, full, empty, C, NB, MB, streamed, STAGES, BLOCKS, KH, BM, BM2, PDL)),
+                    streamed, STAGES, WARPS, R, KH, PER, GROUP, BM, BM2, SPLIT, ZEROS, BIAS, BITS, PDL)),
+        (producer, (xd, xd2, wd, xs, xs2, ws, full, empty, C, NB, MB, streamed, STAGES, BLOCKS, KH, PER, BM, BM2, PDL)),
     ], [1], [24])  # fmt: skip

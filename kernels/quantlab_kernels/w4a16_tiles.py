@@ -10,6 +10,7 @@ from pathlib import Path
 from quantlab_kernels.hopper import registers, shared_bytes
 from quantlab_kernels.tile_data import TileData
 
+FEW_STAGES = 3
 MEASURED = Path(__file__).parent / "tiles" / "w4a16.json"
 
 
@@ -33,7 +34,7 @@ class DecodeTile:
 
 @dataclass(frozen=True, slots=True)
 class GluonTile:
-    """w4a16_gluon: 16 `warps` `row_blocks` rows by `tokens` + `more_tokens`, stages of 64 `chunks` columns.
+    """w4a16_gluon: 16 `warps` `row_blocks` rows by `tokens` + `more_tokens`, iterations of 64 `chunks` columns.
 
     `split` programs along K, or 0 to share tiles evenly as gluon_schedule says; `resident` programs share a processor.
     """
@@ -58,9 +59,17 @@ class GluonTile:
 
     def stages(self, bits: int = 4) -> int:
         """As many as fit the share of shared memory, at most 10; what the epilogue and barriers need is measured."""
+        chunk = self.columns * 128 + self.rows * 8 * bits
+        return min(10, self._room // (self.ring_chunks(bits) * chunk))
+
+    def ring_chunks(self, bits: int = 4) -> int:
+        """Chunks a stage: those of an iteration if FEW_STAGES such stages fit, else 1."""
         stage = self.chunks * (self.columns * 128 + self.rows * 8 * bits)
-        spare = {4: 2200, 8: 4300, 16: 8400}[self.warps]
-        return min(10, (shared_bytes(self.resident) - spare) // stage)
+        return self.chunks if self._room >= FEW_STAGES * stage else 1
+
+    @property
+    def _room(self) -> int:
+        return shared_bytes(self.resident) - {4: 2200, 8: 4300, 16: 8400}[self.warps]
 
     @property
     def registers(self) -> int:

@@ -39,6 +39,9 @@ PRODUCTS = {
     "gluon-192": (90, Product(4096, 4096, 192, GluonTile(8, 1, 128, 64, 2, 2, 1), torch.bfloat16)),
     "gluon-256": (90, Product(4096, 4096, 4096, GluonTile(8, 1, 256, 0, 2, 1, 1), torch.bfloat16)),
     "gluon-256-shared": (90, Product(4096, 4096, 4096, GluonTile(8, 1, 256, 0, 2, 0, 1), torch.bfloat16)),
+    "gluon-272": (90, Product(4096, 4096, 4096, GluonTile(8, 1, 256, 16, 2, 2, 1), torch.bfloat16)),
+    "gluon-288-shared": (90, Product(4096, 4096, 4096, GluonTile(8, 1, 256, 32, 2, 0, 1), torch.bfloat16)),
+    "gluon-320": (90, Product(4096, 4096, 4096, GluonTile(8, 1, 256, 64, 2, 2, 1), torch.bfloat16)),
     "gluon-144-shared": (90, Product(4096, 4096, 4096, GluonTile(8, 1, 128, 16, 2, 0, 1), torch.bfloat16)),
     "gluon-8bit-8": (90, Product(128256, 4096, 8, GluonTile(8, 1, 8, 0, 2, 1, 2), torch.bfloat16, bits=8)),
     "gluon-8bit-zeros": (

@@ -55,6 +55,11 @@ HOPPER: list[tuple[Linear, Tile]] = [
     (Linear(1000, 4096, 128, 129, bias=True), GluonTile(8, 1, 128, 32, 2, 0, 1)),
     (Linear(4096, 2048, 64, 257, zeros=True), GluonTile(8, 1, 128, 64, 2, 0, 1)),
     (Linear(6144, 4096, 128, 1100), GluonTile(8, 1, 256, 0, 2, 0, 1)),
+    # Stages of half an iteration.
+    (Linear(4096, 4096, 128, 272), GluonTile(8, 1, 256, 16, 2, 2, 1)),
+    (Linear(6144, 2048, 128, 300, bias=True), GluonTile(8, 1, 256, 64, 2, 0, 1)),
+    (Linear(1000, 1056, 32, 545, zeros=True, bias=True), GluonTile(8, 1, 256, 32, 2, 1, 1)),
+    (Linear(1000, 1056, 32, 300, zeros=True, bits=8), GluonTile(8, 1, 256, 0, 2, 0, 1)),
     (Linear(3000, 1024, 128, 2600, bias=True), GluonTile(8, 2, 128, 0, 2, 0, 1)),
     (Linear(2000, 1056, 32, 200, zeros=True, bias=True), GluonTile(4, 1, 128, 0, 2, 0, 2)),
     (Linear(64, 128, 128, 1, bits=8), GluonTile(4, 1, 8, 0, 2, 1, 2)),

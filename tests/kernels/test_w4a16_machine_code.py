@@ -12,8 +12,8 @@ pytest.importorskip("triton")
 SCRIPT = Path(__file__).with_name("machine_code.py")
 KERNELS = (
     "plain-sm80", "plain-sm100", "decode-sm80", "decode-sm90", "decode-sm100", "decode-zeros-sm90", "gluon-8",
-    "gluon-64-zeros", "gluon-192", "gluon-256", "gluon-256-shared", "gluon-144-shared", "gluon-8bit-8",
-    "gluon-8bit-zeros",
+    "gluon-64-zeros", "gluon-192", "gluon-256", "gluon-256-shared", "gluon-272", "gluon-288-shared", "gluon-320",
+    "gluon-144-shared", "gluon-8bit-8", "gluon-8bit-zeros",
 )  # fmt: skip
 GLUON = [name for name in KERNELS if name.startswith("gluon")]
 W8A8 = ("w8a8-dot-sm80", "w8a8-dot-sm100", "w8a8-one-token", "w8a8-8", "w8a8-64", "w8a8-128", "w8a8-256-shared")

@@ -26,7 +26,8 @@ TOKENS = [1, 8, 9, 16, 17, 33, 65, 97, 129, 192, 193, 257, 513, 1000, 4096, 8192
 
 def assert_can_run(tile: GluonTile, columns: int, bits: int = 4) -> None:
     assert tile.stages(bits) >= 3
-    stage = tile.chunks * (tile.columns * 128 + tile.rows * 8 * bits)
+    stage = tile.ring_chunks(bits) * (tile.columns * 128 + tile.rows * 8 * bits)
+    assert tile.chunks % tile.ring_chunks(bits) == 0
     assert tile.stages(bits) * stage <= SHARED_BYTES // tile.resident
     assert (tile.warps + 4) * 32 * tile.registers * tile.resident <= 65536
     assert tile.split <= max(1, -(-columns // (64 * tile.chunks)))
