@@ -19,7 +19,7 @@ from quantlab.bench.gpu_state import State
 from quantlab.bench.gpu_timing import Ceilings, Work, environment, graph_times, measure_ceilings
 from quantlab.bench.kernels_w4a16 import LAYERS
 from quantlab.bench.tune_w4a16 import write_tiles
-from quantlab.bench.tune_w8a8 import Int8Layer, compile_candidates, error_of, tune_layer, work_of
+from quantlab.bench.tune_w8a8 import Int8Layer, compile_candidates, compile_chosen, error_of, tune_layer, work_of
 from quantlab_kernels.w4a16 import processors
 from quantlab_kernels.w8a8 import choose_tile
 from quantlab_kernels.w8a8_tiles import MEASURED, tile_to_json
@@ -124,6 +124,8 @@ def main(words: Sequence[str] | None = None) -> None:
         parser.error("these benches need a GPU")
     if options.tune:
         tune(options.workers, MEASURED)
+    for shape in LAYERS.values():
+        compile_chosen(*shape, torch.bfloat16, options.tokens, options.workers)
     ceilings, facts = measure_ceilings(), environment()
     emit({"ceilings": asdict(ceilings), **facts}, options.out)
     rows = []

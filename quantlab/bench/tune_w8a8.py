@@ -5,7 +5,7 @@ what the winners are for.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from quantlab.bench.gpu_timing import Work, copies_to_stay_cold, graph_times, relative_rmse
 from quantlab_kernels.w4a16 import processors
-from quantlab_kernels.w8a8 import prepare, prepare_quantize, quantize_tokens, run
+from quantlab_kernels.w8a8 import choose_tile, prepare, prepare_quantize, quantize_tokens, run
 from quantlab_kernels.w8a8_layout import W8A8Weight
 from quantlab_kernels.w8a8_tiles import OneTokenTile, Tile, WgmmaTile, likely_tile
 
@@ -107,6 +107,14 @@ def compile_candidates(rows: int, columns: int, dtype: torch.dtype, tokens: list
         list(pool.map(lambda job: _compile(weight, dtype, *job), jobs.values()))
 
 
+def compile_chosen(rows: int, columns: int, dtype: torch.dtype, tokens: Sequence[int], workers: int) -> None:
+    """Compile, in threads, what these numbers of tokens run with, and the same without an early start."""
+    weight = _random(rows, columns)
+    jobs = {(choose_tile(weight, count), count == 1, early): count for count in tokens for early in (True, False)}
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(lambda job: _compile(weight, dtype, job[1], job[0][0], job[0][2]), jobs.items()))
+
+
 def tune_layer(layer: Int8Layer, count: int, processors: int) -> Tile:
     """The tile with which quantizing and multiplying this many tokens is fastest."""
     rows, columns = layer.dense.shape
@@ -118,11 +126,11 @@ def tune_layer(layer: Int8Layer, count: int, processors: int) -> Tile:
     return min(zip(timings, tiles, strict=True), key=lambda pair: pair[0].median)[1]
 
 
-def _compile(weight: W8A8Weight, dtype: torch.dtype, count: int, tile: Tile) -> None:
+def _compile(weight: W8A8Weight, dtype: torch.dtype, count: int, tile: Tile, early: bool = True) -> None:
     codes = torch.empty(count, weight.in_features, dtype=torch.int8, device="cuda")
     out = torch.empty(count, weight.out_features, dtype=dtype, device="cuda")
     scales = torch.empty(count, device="cuda")
-    kernel, grid, arguments, options = prepare(codes, scales, weight, None, out, tile, early=True)
+    kernel, grid, arguments, options = prepare(codes, scales, weight, None, out, tile, early)
     kernel.warmup(*arguments, grid=grid, **options)
 
 

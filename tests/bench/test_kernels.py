@@ -56,6 +56,9 @@ def test_every_bench_is_run_in_order_and_only_those_with_tiles_are_tuned(monkeyp
         monkeypatch.setattr(f"{module}.main", lambda words, name=name: asked.append((name, words)))
     kernels.run(("load", "w8a8"), tune=True, out=tmp_path / "rows")
     assert asked == [("load", ["--out", str(tmp_path / "rows")]), ("w8a8", ["--tune", "--out", str(tmp_path / "rows")])]
+    asked.clear()
+    kernels.run(("w8a8", "w4a16"), tune=False, out=None, dense=True)
+    assert asked == [("w8a8", []), ("w4a16", ["--dense"])]
 
 
 def test_a_picture_has_sums_of_whole_groups_and_is_well_formed(tmp_path):
