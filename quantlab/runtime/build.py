@@ -80,7 +80,8 @@ def engine_of(
     info = engine_info(weights, backend, sizes, identity, time.perf_counter() - begin)
     # A CPU computes a step before its launch returns, so there is nothing to overlap.
     overlap = options.overlap and backend.device.type == "cuda"
-    return Engine(Scheduler(info, options.policy, options.prefix_caching), runner, info, overlap)
+    compile_grammar = grammars.start if grammars is not None else None
+    return Engine(Scheduler(info, options.policy, options.prefix_caching), runner, info, overlap, compile_grammar)
 
 
 def runner_of(

@@ -3,13 +3,14 @@
 Knows nothing about text, processes or tensors.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from quantlab.errors import UsageError
 from quantlab.runtime.batch import Batch, Launched, Runner, Sampled, Slice
 from quantlab.runtime.checks import check_request
 from quantlab.runtime.options import EngineInfo, EngineStats
-from quantlab.runtime.request import FinishReason, Request, Sequence, TokenEvent, TokenLogprobs
+from quantlab.runtime.request import FinishReason, Grammar, Request, Sequence, TokenEvent, TokenLogprobs
 from quantlab.runtime.scheduler import Scheduler
 
 
@@ -21,8 +22,16 @@ class Engine:
     computes before it returns, overlap only delays tokens.
     """
 
-    def __init__(self, scheduler: Scheduler, runner: Runner, info: EngineInfo, overlap: bool = True) -> None:
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        runner: Runner,
+        info: EngineInfo,
+        overlap: bool = True,
+        compile_grammar: Callable[[Grammar], object] | None = None,
+    ) -> None:
         self.info = info
+        self._compile_grammar = compile_grammar
         self._scheduler = scheduler
         self._runner = runner
         self._overlap = overlap
@@ -38,6 +47,11 @@ class Engine:
             raise UsageError("a request with this id is running", where=f"request {request.request_id}")
         check_request(request, self.info)
         self._live[request.request_id] = self._scheduler.add(request)
+
+    def prepare(self, grammar: Grammar) -> None:
+        """Compile `grammar`, which any thread may do while others step, so that its first request holds up nobody."""
+        if self._compile_grammar is not None:
+            self._compile_grammar(grammar)
 
     def abort(self, request_id: str) -> bool:
         """End a request: its blocks are free when this returns, and the next step says "abort"; unknown ids are none's.

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MAX_SCHEMA_BYTES: Final = 1 << 16
-COMPILE_SECONDS: Final = 0.2  # of one core: an engine that compiles the same again stands still for as long
+COMPILE_SECONDS: Final = 0.2  # of one core, twice: an engine compiles again what a sandbox has found sound
 KEPT: Final = 64  # compiled grammars
 # Spaces anywhere between JSON's signs, but no endless run of them, which small models like to fall into.
 WHITESPACE: Final = r"\n?[ ]{0,16}"
@@ -81,8 +81,10 @@ class TokenGrammars:
         self.prepare()
         with self._lock:
             matcher = self._compiled.get(grammar)
-            if matcher is None:
-                matcher = self._compiled[grammar] = _compile(grammar, self._tokenizer)
+        if matcher is None:  # outside the lock: who asks for one that is there does not wait for it
+            matcher = _compile(grammar, self._tokenizer)
+        with self._lock:
+            self._compiled[grammar] = matcher
             self._compiled.move_to_end(grammar)
             if len(self._compiled) > KEPT:
                 self._compiled.popitem(last=False)

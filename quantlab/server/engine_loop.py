@@ -10,13 +10,15 @@ import signal
 import socket
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from quantlab.errors import QuantlabError
 from quantlab.log import logger
 from quantlab.runtime.options import EngineInfo, EngineOptions, EngineStats
-from quantlab.runtime.request import Request, TokenEvent
+from quantlab.runtime.request import Grammar, Request, TokenEvent
 from quantlab.server.messages import (
     Abort,
     Add,
@@ -48,6 +50,9 @@ class EngineLike(Protocol):
     def add(self, request: Request) -> None:
         """Begin a request; raises QuantlabError or ValueError for one that cannot be."""
 
+    def prepare(self, grammar: Grammar) -> None:
+        """Compile a grammar, in another thread than the rest."""
+
     def abort(self, request_id: str) -> bool:
         """Forget a request; returns whether it was known."""
 
@@ -61,6 +66,42 @@ class EngineLike(Protocol):
 Build = Callable[[Path, EngineOptions], EngineLike]
 
 
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A request whose grammar is compiled."""
+
+    add: Add
+
+
+Inbox = queue.SimpleQueue[Command | Prepared]
+
+
+class Preparing:
+    """Requests whose grammars are being compiled in a thread, one after the other, while the loop goes on."""
+
+    def __init__(self, prepare: Callable[[Grammar], None], inbox: Inbox):
+        self._prepare, self._inbox = prepare, inbox
+        self._compiler = ThreadPoolExecutor(1, thread_name_prefix="grammar")
+        self._waiting: set[str] = set()
+
+    def begin(self, add: Add, grammar: Grammar) -> None:
+        """Put `add` back into the inbox, as Prepared, once its grammar is compiled."""
+        self._waiting.add(add.request.request_id)
+        self._compiler.submit(self._compile, add, grammar)
+
+    def end(self, request_id: str) -> bool:
+        """Forget a request; returns whether it was waiting."""
+        waiting = request_id in self._waiting
+        self._waiting.discard(request_id)
+        return waiting
+
+    def _compile(self, add: Add, grammar: Grammar) -> None:
+        try:
+            self._prepare(grammar)
+        finally:
+            self._inbox.put(Prepared(add))  # the engine tells what is wrong with it
+
+
 def serve(descriptor: int, build: Build) -> int:
     """Serve the socket `descriptor` until it closes; returns the exit code."""
     # Ctrl-C goes to every process of a terminal, and a service manager may signal the whole group: it is the front
@@ -71,7 +112,7 @@ def serve(descriptor: int, build: Build) -> int:
     start = receive_command(connection)
     if not isinstance(start, Start):
         return 0
-    inbox: queue.SimpleQueue[Command] = queue.SimpleQueue()
+    inbox: Inbox = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(connection, inbox), daemon=True).start()
     try:
         engine = build(Path(start.folder), start.options)
@@ -86,27 +127,28 @@ def serve(descriptor: int, build: Build) -> int:
     return 0
 
 
-def _listen(connection: socket.socket, inbox: "queue.SimpleQueue[Command]") -> None:
+def _listen(connection: socket.socket, inbox: Inbox) -> None:
     """Move commands to `inbox`; ends the whole process when the other side is gone, whatever it is busy with."""
     while (command := receive_command(connection)) is not None:
         inbox.put(command)
     os._exit(0)
 
 
-def _work(engine: EngineLike, inbox: "queue.SimpleQueue[Command]", connection: socket.socket) -> None:
+def _work(engine: EngineLike, inbox: Inbox, connection: socket.socket) -> None:
     """Steps while there is work, waiting for commands while there is none."""
+    preparing = Preparing(engine.prepare, inbox)
     while True:
         events: list[TokenEvent] = []
         for command in _pending(inbox, wait=not engine.has_work):
             if isinstance(command, Stop):
                 return
-            events += _apply(engine, command)
+            events += _apply(engine, preparing, command)
         if engine.has_work:
             events += engine.step()
         _send(connection, Step(events, engine.stats()))
 
 
-def _pending(inbox: "queue.SimpleQueue[Command]", wait: bool) -> list[Command]:
+def _pending(inbox: Inbox, wait: bool) -> list[Command | Prepared]:
     """All commands that have come, with `wait` at least one."""
     commands = [inbox.get()] if wait else []
     while not inbox.empty():
@@ -114,15 +156,26 @@ def _pending(inbox: "queue.SimpleQueue[Command]", wait: bool) -> list[Command]:
     return commands
 
 
-def _apply(engine: EngineLike, command: Command) -> list[TokenEvent]:
+def _apply(engine: EngineLike, preparing: Preparing, command: Command | Prepared) -> list[TokenEvent]:
     """Carry out one command; a request that cannot be ends alone."""
     if isinstance(command, Abort):
+        preparing.end(command.request_id)
         engine.abort(command.request_id)
+    elif isinstance(command, Prepared):
+        return _add(engine, command.add.request) if preparing.end(command.add.request.request_id) else []
     elif isinstance(command, Add):
-        try:
-            engine.add(command.request)
-        except (QuantlabError, ValueError) as error:
-            return [TokenEvent(command.request.request_id, finish_reason="error", error=str(error))]
+        grammar = command.request.params.grammar
+        if grammar is None:
+            return _add(engine, command.request)
+        preparing.begin(command, grammar)
+    return []
+
+
+def _add(engine: EngineLike, request: Request) -> list[TokenEvent]:
+    try:
+        engine.add(request)
+    except (QuantlabError, ValueError) as error:
+        return [TokenEvent(request.request_id, finish_reason="error", error=str(error))]
     return []
 
 

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -266,6 +267,19 @@ def test_a_tokenizer_that_grammars_cannot_use_is_refused(tmp_path: Path, books_5
     shutil.copy(books_5m / "config.json", tmp_path / "spoilt" / "tokenizer.json")
     with pytest.raises(UnsupportedModel, match="cannot be used"):
         TokenGrammars(tmp_path / "spoilt", 20, [EOS]).prepare()
+
+
+def test_a_grammar_that_one_thread_compiled_serves_another(
+    grammars: TokenGrammars, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = Grammar("json_schema", '{"type": "object", "properties": {"only": {"const": "here"}}}')
+    with ThreadPoolExecutor(1) as other:
+        other.submit(grammars.start, asked).result()
+    monkeypatch.setattr(module, "_compile", None)
+    matcher = grammars.start(asked)
+    mask = torch.zeros(V // 32, dtype=torch.int32)
+    matcher.fill(mask)
+    assert bool(mask.any())
 
 
 def test_the_same_grammar_is_compiled_once(grammars: TokenGrammars, monkeypatch: pytest.MonkeyPatch) -> None:
