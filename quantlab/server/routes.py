@@ -77,14 +77,14 @@ def add_state(app: FastAPI, service: Service) -> None:
     @app.get("/health", responses=answers_status())
     async def health() -> Response:
         """Whether the server is alive: loading, working and draining are; without an engine it is not."""
-        status = 503 if service.phase in ("dead", "restarting") else 200
-        return json_response(Status(service.phase, REASONS.get(service.phase)), status)
+        phase = service.condition()
+        return json_response(Status(phase, REASONS.get(phase)), 503 if phase in ("dead", "restarting") else 200)
 
     @app.get("/ready", responses=answers_status())
     async def ready() -> Response:
         """Whether the server takes work."""
-        status = 200 if service.phase == "ready" and service.live_info() else 503
-        return json_response(Status(service.phase, REASONS.get(service.phase)), status)
+        phase = service.condition()
+        return json_response(Status(phase, REASONS.get(phase)), 200 if phase == "ready" else 503)
 
     @app.get("/version", responses=answers(Version))
     async def version() -> Response:

@@ -56,11 +56,14 @@ class Service:
             raise ApiError(503, REASONS["loading"], code="loading", retry_after=COME_AGAIN)
         return self.engine.info
 
+    def condition(self) -> Phase:
+        """The phase, and "dead" from the moment that an engine is: the lifecycle notices a little later."""
+        return "dead" if self.phase == "ready" and self.live_info() is None else self.phase
+
     def working(self) -> tuple[EngineClient, EngineInfo]:
         """The engine and what it is; raises ApiError 503 when it takes no work."""
-        engine, info = self.engine, self.live_info()
-        if self.phase != "ready" or engine is None or info is None:
-            phase: Phase = "dead" if self.phase == "ready" else self.phase
+        engine, info, phase = self.engine, self.live_info(), self.condition()
+        if phase != "ready" or engine is None or info is None:
             raise ApiError(503, REASONS[phase], code=phase, retry_after=COME_AGAIN)
         return engine, info
 
