@@ -139,7 +139,7 @@ def offline(
 
 
 @app.command("kernels", context_settings=SETTINGS, epilog=epilog(KERNEL_EXAMPLES))
-def kernels(only: arg.Only = None, tune: arg.Tune = False, out: arg.Rows = None) -> None:
+def kernels(only: arg.Only = None, tune: arg.Tune = False, dense: arg.Dense = False, out: arg.Rows = None) -> None:
     """Time every GPU kernel on this machine against its baselines and floors, its error beside it.
 
     Tables go to stdout, JSON lines to --out or stderr. Exits with 3 where there is no CUDA GPU.
@@ -157,7 +157,7 @@ def kernels(only: arg.Only = None, tune: arg.Tune = False, out: arg.Rows = None)
         raise MissingExtra(
             "no CUDA GPU", where="quantlab bench kernels", fix="run it where `quantlab doctor` shows one"
         )
-    run(names, tune, out)
+    run(names, tune, out, dense)
 
 
 def measure(options: "LoadOptions", out: Path | None, json: bool) -> None:
