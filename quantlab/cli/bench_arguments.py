@@ -115,7 +115,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.", ric
 Only = Annotated[
     str | None,
     typer.Option(
-        "--only", metavar="A,B", help="w4a16, w8a8, load, attention, fused, layer; all unless given.", show_default=False
+        "--only",
+        metavar="A,B",
+        help="w4a16, w8a8, load, attention, fused, layer; all unless given.",
+        show_default=False,
     ),
 ]
 Tune = Annotated[bool, typer.Option("--tune", help="Measure tiles first and write the data files of the package.")]
