@@ -17,6 +17,7 @@ from quantlab.quant.block_task import BlockTask, group_rows, install, weight_of
 from quantlab.quant.device import release_freed_memory
 from quantlab.quant.fold_search import FOLD_SOURCES, Fold, apply_fold, find_fold
 from quantlab.quant.report import ModuleRow
+from quantlab.quant.smoothquant import Inputs
 from quantlab.quant.solver import HeldOut, Problem, Solution, better_rows, plain_rounding, solve_problem
 from quantlab.quant.stages import Stream
 from quantlab.quant.stats import Moments, add_product
@@ -128,7 +129,7 @@ def _best_solution(
     how = task.fold_pass
     if how is None or streams is None or FOLD_SOURCES[stage] not in how.pairs:
         return solution, None
-    fold = find_fold(task, stage, how, problem, (channel_absmax(streams), sample_tokens(streams)))
+    fold = find_fold(task, stage, how, problem, seen_inputs(streams, problem))
     if fold is None:
         return solution, None
     folded = solve_problem(problem.folded(fold.columns), task.solver, held_out)
@@ -199,16 +200,12 @@ def held_out_tokens(streams: Streams, stage: int, w: Tensor) -> HeldOut:
     return HeldOut(x.flatten(0, 1).contiguous(), y.flatten(0, 1))
 
 
-def channel_absmax(streams: Streams) -> Tensor:
-    """The largest magnitude `[K]` fp32 of each input channel over the solver's samples."""
+def seen_inputs(streams: Streams, problem: Problem) -> Inputs:
+    """What a search of folds may see of the group's inputs: the solver's samples."""
+    assert problem.hessian is not None
     x = streams.quantized.inputs[: len(streams.quantized.inputs) - streams.held_out]
-    return torch.stack([part.abs().amax((0, 1)) for part in x.split(streams.quantized.batch)]).amax(0).float()
-
-
-def sample_tokens(streams: Streams, count: int = 1024) -> Tensor:
-    """About `count` of the solver's input tokens `[T, K]` fp32, evenly spaced."""
-    x = streams.quantized.inputs[: len(streams.quantized.inputs) - streams.held_out].flatten(0, 1)
-    return x[:: max(1, len(x) // count)].float()
+    absmax = torch.stack([part.abs().amax((0, 1)) for part in x.split(streams.quantized.batch)]).amax(0).float()
+    return Inputs(x.flatten(0, 1), absmax, problem.hessian.diagonal())
 
 
 def row_slices(sizes: list[int]) -> list[slice]:

@@ -36,19 +36,15 @@ class Fold:
 
 
 def find_fold(
-    task: BlockTask, stage: int, how: Awq | SmoothQuant, problem: Problem, seen: tuple[Tensor, Tensor]
+    task: BlockTask, stage: int, how: Awq | SmoothQuant, problem: Problem, inputs: smoothquant.Inputs
 ) -> Fold | None:
-    """The fold that the search prefers for group `stage`, or None when it prefers none.
-
-    seen: the largest magnitude [K] of each input channel, and sampled tokens [T, K].
-    """
-    absmax, x = seen
+    """The fold that the search prefers for group `stage`, or None when it prefers none."""
     if isinstance(how, Awq):
         assert problem.hessian is not None
         scales = awq.search_scales(problem.w, problem.hessian, problem.scheme, how.grid_points, task.scale_dtype)
     else:
         strengths = _strengths(how)
-        scales = smoothquant.search_scales(problem.w, x, absmax, problem.scheme, strengths, task.scale_dtype)
+        scales = smoothquant.search_scales(problem.w, inputs, problem.scheme, strengths, task.scale_dtype)
     if bool((scales == 1).all()):
         return None
     columns, inverse = _realize(task, stage, scales)

@@ -18,11 +18,11 @@ from quantlab.models.naming import INPUT_GROUPS, block_prefix, block_tensor_shap
 from quantlab.quant.block_task import BlockTask
 from quantlab.quant.blockwise import (
     Streams,
-    channel_absmax,
     collect,
     held_out_tokens,
     quantize_block,
     row_slices,
+    seen_inputs,
     target_residual,
 )
 from quantlab.quant.device import Place
@@ -221,7 +221,9 @@ def test_the_moments_are_those_of_the_solvers_samples(make: Make) -> None:
     x = streams.quantized.inputs[:6].flatten(0, 1)
     moments = collect(streams.quantized, 2)
     assert torch.allclose(moments.hessian, x.t() @ x / len(x), rtol=1e-4, atol=1e-5)
-    assert torch.equal(channel_absmax(streams), x.abs().amax(0)) and moments.tokens == len(x)
+    seen = seen_inputs(streams, Problem(torch.zeros(1, x.shape[1]), W4, torch.float32, moments.hessian))
+    assert torch.equal(seen.tokens, x) and torch.equal(seen.absmax, x.abs().amax(0)) and moments.tokens == len(x)
+    assert torch.allclose(seen.mean_square, x.square().mean(0), rtol=1e-4)
 
 
 def test_rows_of_stacked_linears() -> None:

@@ -19,6 +19,7 @@ from quantlab.quant.block_task import BlockTask, install
 from quantlab.quant.device import Place
 from quantlab.quant.fold_search import FOLD_SOURCES, Fold, apply_fold, find_fold
 from quantlab.quant.grid import absmax_params, nearest_codes
+from quantlab.quant.smoothquant import Inputs
 from quantlab.quant.solver import Problem
 from quantlab.quant.stages import Stream
 from quantlab.recipe import Awq, Recipe, SmoothQuant
@@ -123,7 +124,8 @@ def propose(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Fold]:
         monkeypatch.setattr(f"quantlab.quant.{how.kind}.search_scales", lambda *arguments: scales)
         assert scheme is not None
         problem = Problem(w, scheme, task.scale_dtype, hessian=torch.eye(w.shape[1]))
-        fold = find_fold(task, stage, how, problem, (torch.zeros(w.shape[1]), torch.zeros(1, w.shape[1])))
+        nothing = Inputs(torch.zeros(1, w.shape[1]), torch.zeros(w.shape[1]), torch.zeros(w.shape[1]))
+        fold = find_fold(task, stage, how, problem, nothing)
         assert fold is not None and fold.columns.std() > 0.1
         return fold
 
