@@ -1,7 +1,8 @@
 """The baseline's outcomes on tasks, kept on disk, so that a second candidate needs no second run of the baseline.
 
-An entry is one JSON file named after the digest of everything that it depends on, written whole or not at all; one that
-is not exactly that is no entry. Knows nothing about candidates, nor how an item is answered.
+An entry is one JSON file named after the digest of everything that it depends on, written whole or not at all, with a
+digest of what it says; one that is not exactly that is no entry. Knows nothing about candidates, nor how an item is
+answered.
 """
 
 import os
@@ -39,12 +40,22 @@ class TaskEntry(Strict):
     noise: TaskNoise
 
 
+class Kept(Strict):
+    """An entry as it lies on disk: without its digest, a changed answer would look like any other."""
+
+    entry: TaskEntry
+    contents: Digest  # of the entry as canonical JSON
+
+
 def load_entry(cache: Path, key: TaskKey) -> TaskEntry | None:
     """The entry for `key`, or None if there is none or it is damaged."""
     file = key.file(cache)
     try:
-        entry = TaskEntry.model_validate(read_json_object(file, file.parent))
+        kept = Kept.model_validate(read_json_object(file, file.parent))
     except (CheckpointError, ValidationError, OSError):
+        return None
+    entry = kept.entry
+    if kept.contents != digest(entry.model_dump(mode="json")):
         return None
     return entry if entry.key == key and entry.outcome.data == key.data else None
 
@@ -57,7 +68,8 @@ def store_entry(cache: Path, entry: TaskEntry) -> None:
         with disk_errors(file):
             file.parent.mkdir(parents=True, exist_ok=True)
             staging.unlink(missing_ok=True)
-        write_json(staging, entry.model_dump())
+        kept = Kept(entry=entry, contents=digest(entry.model_dump(mode="json")))
+        write_json(staging, kept.model_dump(mode="json"))
         with disk_errors(file):
             os.replace(staging, file)
     except OutputError as error:

@@ -42,19 +42,23 @@ def test_another_way_of_running_is_another_entry(tmp_path, field):
     assert load_entry(tmp_path, KEY.model_copy(update={field: "other"})) is None
 
 
-@pytest.mark.parametrize("damage", ["", "{", "[]", "{}", "cut", "key", "data", "right", "binary"])
+@pytest.mark.parametrize("damage", ["", "{", "[]", "{}", "cut", "key", "data", "right", "answer", "flips", "binary"])
 def test_a_damaged_entry_is_none(tmp_path, damage):
     store_entry(tmp_path, ENTRY)
     file = KEY.file(tmp_path)
-    whole = json.loads(file.read_text())
+    kept = json.loads(file.read_text())
+    whole = kept["entry"]
     changed = {
         "cut": file.read_text()[:-40],
-        "key": json.dumps(whole | {"key": whole["key"] | {"dtype": "bfloat16"}}),
-        "data": json.dumps(whole | {"outcome": whole["outcome"] | {"data": "d" * 64}}),
-        "right": json.dumps(whole | {"outcome": whole["outcome"] | {"right": [1, 7]}}),
+        "key": {"key": whole["key"] | {"dtype": "bfloat16"}},
+        "data": {"outcome": whole["outcome"] | {"data": "d" * 64}},
+        "right": {"outcome": whole["outcome"] | {"right": [1, 7]}},
+        "answer": {"outcome": whole["outcome"] | {"right": [1, 1]}},
+        "flips": {"noise": whole["noise"] | {"flips": 1}},
         "binary": "\x00" * 100,
     }
-    file.write_text(changed.get(damage, damage))
+    found = changed.get(damage, damage)
+    file.write_text(found if isinstance(found, str) else json.dumps(kept | {"entry": whole | found}))
     assert load_entry(tmp_path, KEY) is None
     store_entry(tmp_path, ENTRY)
     assert load_entry(tmp_path, KEY) == ENTRY
