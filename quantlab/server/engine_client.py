@@ -194,7 +194,8 @@ class EngineClient:
                 self._deliver(event)
         elif isinstance(report, Ready):
             self.info = report.info
-            self._built.set_result(report.info)
+            if not self._built.done():  # who waited for it may have been told to stop
+                self._built.set_result(report.info)
         else:
             return self._failed(report)
         return None

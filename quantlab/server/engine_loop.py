@@ -10,7 +10,8 @@ import signal
 import socket
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -82,18 +83,22 @@ class Preparing:
     def __init__(self, prepare: Callable[[Grammar], None], inbox: Inbox):
         self._prepare, self._inbox = prepare, inbox
         self._compiler = ThreadPoolExecutor(1, thread_name_prefix="grammar")
-        self._waiting: set[str] = set()
+        self._waiting: dict[str, Future[None]] = {}
 
     def begin(self, add: Add, grammar: Grammar) -> None:
         """Put `add` back into the inbox, as Prepared, once its grammar is compiled."""
-        self._waiting.add(add.request.request_id)
-        self._compiler.submit(self._compile, add, grammar)
+        self._waiting[add.request.request_id] = self._compiler.submit(self._compile, add, grammar)
 
     def end(self, request_id: str) -> bool:
-        """Forget a request; returns whether it was waiting."""
-        waiting = request_id in self._waiting
-        self._waiting.discard(request_id)
-        return waiting
+        """Forget a request, whose grammar is not compiled any more unless that has begun; returns whether it waited."""
+        waiting = self._waiting.pop(request_id, None)
+        if waiting is not None:
+            waiting.cancel()
+        return waiting is not None
+
+    def close(self) -> None:
+        """Compile no more: the process would not end before all of it is done."""
+        self._compiler.shutdown(wait=False, cancel_futures=True)
 
     def _compile(self, add: Add, grammar: Grammar) -> None:
         try:
@@ -129,23 +134,24 @@ def serve(descriptor: int, build: Build) -> int:
 
 def _listen(connection: socket.socket, inbox: Inbox) -> None:
     """Move commands to `inbox`; ends the whole process when the other side is gone, whatever it is busy with."""
-    while (command := receive_command(connection)) is not None:
-        inbox.put(command)
+    with suppress(ConnectionError):  # what it is when the other side went without having read all that it was told
+        while (command := receive_command(connection)) is not None:
+            inbox.put(command)
     os._exit(0)
 
 
 def _work(engine: EngineLike, inbox: Inbox, connection: socket.socket) -> None:
     """Steps while there is work, waiting for commands while there is none."""
-    preparing = Preparing(engine.prepare, inbox)
-    while True:
-        events: list[TokenEvent] = []
-        for command in _pending(inbox, wait=not engine.has_work):
-            if isinstance(command, Stop):
-                return
-            events += _apply(engine, preparing, command)
-        if engine.has_work:
-            events += engine.step()
-        _send(connection, Step(events, engine.stats()))
+    with closing(Preparing(engine.prepare, inbox)) as preparing:
+        while True:
+            events: list[TokenEvent] = []
+            for command in _pending(inbox, wait=not engine.has_work):
+                if isinstance(command, Stop):
+                    return
+                events += _apply(engine, preparing, command)
+            if engine.has_work:
+                events += engine.step()
+            _send(connection, Step(events, engine.stats()))
 
 
 def _pending(inbox: Inbox, wait: bool) -> list[Command | Prepared]:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -128,6 +129,27 @@ def test_an_engine_ends_when_nobody_holds_the_other_end() -> None:
     process = launcher(0.0)()
     process.connection.close()
     assert process.process.wait(20) == 0
+
+
+def test_an_engine_ends_when_the_other_end_goes_without_having_read_what_it_said() -> None:
+    process = launcher(0.0)()
+    assert select.select([process.connection], [], [], 20)[0], "it is built and waits for requests"
+    process.connection.close()
+    assert process.process.wait(20) == 0
+
+
+def test_an_engine_that_is_ready_when_nobody_waits_any_more_ends_well() -> None:
+    async def run() -> int | None:
+        client = EngineClient(launcher(0.0)())
+        building = asyncio.create_task(client.ready())
+        await asyncio.sleep(0.01)
+        building.cancel()
+        while client.info is None:
+            await asyncio.sleep(0.01)
+        await client.stop()
+        return client.process.returncode
+
+    assert asyncio.run(run()) == 0
 
 
 def test_a_process_that_does_not_end_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,9 +21,10 @@ class SlowGrammars:
 
     def __init__(self) -> None:
         self._engine = build(0.0, Path("somewhere"), EngineOptions())
-        self.compiled = threading.Event()
+        self.begun, self.compiled = threading.Event(), threading.Event()
         self.added: list[str] = []
         self.threads: list[str] = []
+        self.prepared: list[Grammar] = []
 
     @property
     def info(self) -> EngineInfo:
@@ -39,6 +40,8 @@ class SlowGrammars:
 
     def prepare(self, grammar: Grammar) -> None:
         self.threads.append(threading.current_thread().name)
+        self.prepared.append(grammar)
+        self.begun.set()
         assert self.compiled.wait(SECONDS)
 
     def abort(self, request_id: str) -> bool:
@@ -78,9 +81,9 @@ def loop(engine: SlowGrammars) -> Iterator[tuple[Inbox, Reports]]:
         try:
             yield inbox, Reports(ours)
         finally:
-            engine.compiled.set()
             inbox.put(Stop())
-            working.join(SECONDS)
+            working.join(SECONDS)  # whatever is being compiled
+            engine.compiled.set()
     assert not working.is_alive()
 
 
@@ -110,3 +113,31 @@ def test_a_request_that_is_aborted_while_its_grammar_is_compiled_never_begins() 
         inbox.put(request("stays", Grammar("json_object")))
         reports.until_end_of("stays")
     assert engine.added == ["goes", "stays"]
+
+
+def test_the_grammar_of_a_request_that_left_before_its_turn_is_not_compiled() -> None:
+    engine = SlowGrammars()
+    first, second, third = (Grammar("json_schema", f'{{"const": {number}}}') for number in range(3))
+    with loop(engine) as (inbox, reports):
+        inbox.put(request("waits", first))
+        inbox.put(request("leaves", second))
+        inbox.put(request("comes", third))
+        assert engine.begun.wait(SECONDS)
+        inbox.put(Abort("leaves"))
+        inbox.put(request("goes"))
+        reports.until_end_of("goes")
+        engine.compiled.set()
+        reports.until_end_of("comes")
+    assert engine.prepared == [first, third]
+
+
+def test_no_more_is_compiled_once_the_loop_is_told_to_stop() -> None:
+    engine = SlowGrammars()
+    with loop(engine) as (inbox, _):
+        for number in range(3):
+            inbox.put(request(str(number), Grammar("json_schema", f'{{"const": {number}}}')))
+        assert engine.begun.wait(SECONDS)
+    for thread in threading.enumerate():
+        if thread.name == "grammar_0":
+            thread.join(SECONDS)
+    assert len(engine.prepared) == 1
