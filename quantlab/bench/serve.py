@@ -4,6 +4,8 @@ Knows nothing about how results are shown or kept.
 """
 
 import asyncio
+import errno
+import os
 from collections.abc import Callable
 from contextlib import suppress
 from time import perf_counter
@@ -22,6 +24,8 @@ from quantlab.errors import EndpointError, printable
 
 MAX_WARMUP = 16
 MODELS_FIX = "an OpenAI-compatible address such as http://127.0.0.1:8000/v1"
+REACH_FIX = "--base-url with the address of a server that runs, such as http://127.0.0.1:8000/v1"
+KEY_FIX = "--api-key KEY, or QUANTLAB_API_KEY"
 Told = Callable[[LevelResult], None]
 
 
@@ -63,7 +67,8 @@ async def _models(session: aiohttp.ClientSession, target: Target) -> list[dict[s
     try:
         async with session.get(target.url("models")) as response:
             if response.status in (401, 403):
-                raise EndpointError(f"wants a key: HTTP {response.status}", where=target.base_url, fix="--api-key-env")
+                reason = f"wants {'another' if target.api_key else 'a'} key: HTTP {response.status}"
+                raise EndpointError(reason, where=target.base_url, fix=KEY_FIX)
             if response.status != 200:
                 reason = f"has no list of models: HTTP {response.status}"
                 raise EndpointError(reason, where=target.base_url, fix=MODELS_FIX)
@@ -72,8 +77,15 @@ async def _models(session: aiohttp.ClientSession, target: Target) -> list[dict[s
     except (KeyError, TypeError, ValueError) as error:
         raise EndpointError("has no list of models", where=target.base_url, fix=MODELS_FIX) from error
     except (aiohttp.ClientError, OSError, TimeoutError) as error:
-        reason = f"cannot be reached: {printable(str(error))[:120]}"
-        raise EndpointError(reason, where=target.base_url, fix=MODELS_FIX) from error
+        reason = f"cannot be reached: {_cause(error)}"
+        raise EndpointError(reason, where=target.base_url, fix=REACH_FIX) from error
+
+
+def _cause(error: Exception) -> str:
+    """Why there is no connection, in the words of the system where it gave any."""
+    number = getattr(error, "errno", None) or 0
+    told = os.strerror(number) if number in errno.errorcode else str(error) or "no answer in time"
+    return printable(told)[:120]
 
 
 async def _version(session: aiohttp.ClientSession, target: Target) -> str:

@@ -66,7 +66,7 @@ def test_the_json_holds_everything_but_the_key() -> None:
 
 
 def test_nobody_there() -> None:
-    with pytest.raises(EndpointError, match="cannot be reached"):
+    with pytest.raises(EndpointError, match="cannot be reached: Connection refused$"):
         measured(Script(url="http://127.0.0.1:9/v1"))
 
 
@@ -77,8 +77,11 @@ def test_a_model_that_the_server_does_not_have() -> None:
 
 
 def test_a_server_that_wants_a_key() -> None:
-    with serving(Script(key="s3cret")) as script, pytest.raises(EndpointError, match="wants a key"):
+    with serving(Script(key="s3cret")) as script, pytest.raises(EndpointError, match="wants a key") as caught:
         measured(script, target=Target(script.url))
+    assert caught.value.fix is not None and "--api-key KEY" in caught.value.fix
+    with serving(Script(key="s3cret")) as script, pytest.raises(EndpointError, match="wants another key"):
+        measured(script, target=Target(script.url, api_key="wrong"))
 
 
 def test_a_page_that_is_no_such_server() -> None:
