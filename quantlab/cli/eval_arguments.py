@@ -94,7 +94,7 @@ Served = Annotated[
     bool,
     typer.Option(
         "--served",
-        help="Run the candidate as `quantlab serve` does, through its kernels and cache (text only).",
+        help="Run the candidate as `quantlab serve` does, through its kernels and cache.",
         rich_help_panel=RUN,
     ),
 ]

@@ -30,7 +30,7 @@ from quantlab.eval.options import EvalOptions, ServedOptions
 from quantlab.eval.protocol import Windows
 from quantlab.eval.reference import MAX_BYTES_A_TOKEN, Key, build_reference, bytes_a_token, open_reference
 from quantlab.eval.result import NoiseFloor, Report, ServedFacts, TaskNoise, TaskResult, TextNoise, TextResult
-from quantlab.eval.served import load_answers, load_served, served_facts, served_side
+from quantlab.eval.served import load_answers, load_served, served_facts, served_side, told_of_length
 from quantlab.eval.setup import Place, Setup, prepare, text_names
 from quantlab.events import Listener, Notice, StepDone
 from quantlab.models.decoder import CausalLM
@@ -175,6 +175,8 @@ def _run_served(
         return Candidate(texts, served=facts)
     with clock.stage("load models"):
         answers = load_answers(setup, asked)
+    if told := told_of_length(setup, answers):
+        listener(Notice(told))
     return Candidate(texts, candidate_on_tasks(setup, tasks, answers, clock, listener), facts)
 
 

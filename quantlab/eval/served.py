@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import torch
 
+from quantlab.checkpoint.model_folder import open_model
 from quantlab.errors import UsageError
-from quantlab.eval.answers import task_rows
+from quantlab.eval.answers import Answers, task_rows
 from quantlab.eval.measure import Side
 from quantlab.eval.options import ServedOptions
 from quantlab.eval.protocol import Windows
@@ -33,6 +34,14 @@ def load_answers(setup: Setup, asked: ServedOptions) -> ServedAnswers:
     """The candidate of `setup` in an engine, for as many tasks together as in plain torch; raises as `load_served`."""
     options = replace(_engine_options(setup, asked), max_num_seqs=task_rows(setup.place.batch))
     return ServedAnswers(build_engine(setup.options.candidate, options))
+
+
+def told_of_length(setup: Setup, answers: Answers) -> str | None:
+    """What to say where the engine takes shorter texts than the model: it is cut to memory, the baseline is not."""
+    own, taken = open_model(setup.options.candidate).config.max_position_embeddings, answers.max_length + 1
+    if taken >= own:
+        return None
+    return f"the engine takes {taken:,} tokens and the model {own:,}: of longer prompts it reads less than the baseline"
 
 
 def _engine_options(setup: Setup, asked: ServedOptions) -> EngineOptions:

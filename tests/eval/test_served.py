@@ -13,6 +13,7 @@ from quantlab.eval.options import EvalOptions, ServedOptions, TaskOptions, TextO
 from quantlab.eval.reports.tables import provenance
 from quantlab.eval.result import Report
 from quantlab.eval.run import evaluate
+from quantlab.events import Event, Notice
 
 
 @pytest.fixture
@@ -42,13 +43,32 @@ def test_an_int8_cache_is_named_in_the_report_and_shows_in_the_figures(options: 
 
 
 def test_tasks_are_asked_of_the_engine(options: EvalOptions, task_dir: Path) -> None:
+    told: list[Event] = []
+
     def ask(served: ServedOptions | None) -> Report:
         stage = load_stage(TaskOptions(("piqa", "lambada_openai"), task_dir, limit=6))
-        return evaluate(replace(options, served=served), stage, lambda event: None)
+        return evaluate(replace(options, served=served), stage, told.append)
 
     plain, served = ask(None), ask(ServedOptions())
     assert served.served is not None and served.served.kernels
     assert [task.candidate.value for task in served.tasks] == [task.candidate.value for task in plain.tasks]
+    assert not lengths(told)
+
+
+def test_an_engine_that_takes_less_than_the_model_says_so(
+    options: EvalOptions, task_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("quantlab.runtime.sizes.LONGEST_BY_DEFAULT", 96)
+    told: list[Event] = []
+    stage = load_stage(TaskOptions(("piqa",), task_dir, limit=2))
+    evaluate(replace(options, served=ServedOptions()), stage, told.append)
+    (text,) = lengths(told)
+    assert "takes 96 tokens and the model 2,048" in text
+
+
+def lengths(told: list[Event]) -> list[str]:
+    """What was said of the engine's length."""
+    return [event.text for event in told if isinstance(event, Notice) and "the engine takes" in event.text]
 
 
 def test_a_gpu_s_output_layer_is_refused(options: EvalOptions) -> None:
