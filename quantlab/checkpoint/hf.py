@@ -18,6 +18,8 @@ from quantlab.errors import CheckpointError, UnsupportedModel
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 SHARD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,200}\.safetensors")
+# What a model is called on the hub: an owner and a name.
+HUB_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
 # Files that belong to the weights: none may lie in the folder without the index knowing it.
 WEIGHT_FILE = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
 FLOAT_DTYPES = ("BF16", "F16", "F32")
@@ -135,11 +137,24 @@ def open_checkpoint(folder: Path, *, allow_quantized: bool = False) -> HFCheckpo
         raise CheckpointError(f"cannot be read: {error.strerror}", where=str(folder)) from error
 
 
-def _open(folder: Path, allow_quantized: bool) -> HFCheckpoint:
-    """`open_checkpoint`, save for folders that may not be listed."""
+def _check_folder(folder: Path) -> None:
+    """Raises CheckpointError, with the way to get one, for what is no checkpoint's folder at all."""
+    where = str(folder)
+    if not folder.exists() and HUB_ID.fullmatch(where):
+        fix = f"hf download {folder} --local-dir {folder.name}"
+        raise CheckpointError("no such folder; a model from the hub must be downloaded first", where=where, fix=fix)
     if not folder.is_dir():
         fix = "give a local folder; `hf download NAME --local-dir DIR` fetches one from the hub"
-        raise CheckpointError("is not a folder", where=str(folder), fix=fix)
+        raise CheckpointError("is not a folder", where=where, fix=fix)
+    config = folder / "config.json"
+    if not config.exists() and not config.is_symlink():
+        fix = "give the folder that holds config.json and the .safetensors files"
+        raise CheckpointError("holds no config.json, so it is no Hugging Face checkpoint", where=where, fix=fix)
+
+
+def _open(folder: Path, allow_quantized: bool) -> HFCheckpoint:
+    """`open_checkpoint`, save for folders that may not be listed."""
+    _check_folder(folder)
     config = read_json_object(folder / "config.json", folder)
     if not allow_quantized and (method := is_packed(config)):
         where = str(folder / "config.json")

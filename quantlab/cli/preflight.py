@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 
 from quantlab.checkpoint.hf import HFCheckpoint, open_checkpoint
-from quantlab.errors import CalibrationError, CheckpointError, OutputError, UsageError
+from quantlab.errors import CalibrationError, OutputError, UsageError
 from quantlab.models.config import ModelConfig
 from quantlab.quant.options import DEFAULT_SAMPLES, DEFAULT_SEQ_LEN, CalibrationSpec
 from quantlab.quant.plan import has_gpu
@@ -20,7 +20,6 @@ from quantlab.recipe_file import builtin, for_quality, load_recipe, regroup
 from quantlab.schemes import SchemeName
 from quantlab.units import human_bytes
 
-HUB_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
 DATASET_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?(:[\w.-]+)?")
 READABLE = (".txt", ".jsonl", ".parquet")
 FILE_SUFFIXES = (*READABLE, ".json", ".md", ".csv", ".gz", ".zst", ".zip")
@@ -28,11 +27,6 @@ FILE_SUFFIXES = (*READABLE, ".json", ".md", ".csv", ".gz", ".zst", ".zip")
 
 def open_source(model: Path) -> tuple[HFCheckpoint, ModelConfig]:
     """The 16-bit checkpoint in `model` and its configuration; raises CheckpointError or UnsupportedModel."""
-    if not model.exists() and HUB_ID.fullmatch(str(model)):
-        fix = f"hf download {model} --local-dir {model.name}"
-        raise CheckpointError(
-            "no such folder; a model from the hub must be downloaded first", where=str(model), fix=fix
-        )
     checkpoint = open_checkpoint(model)
     return checkpoint, ModelConfig.from_json(checkpoint.config, str(model / "config.json"))
 

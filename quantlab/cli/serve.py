@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from quantlab.checkpoint.model_folder import open_model
 from quantlab.cli import serve_arguments as arg
 from quantlab.cli.console import print_json
 from quantlab.cli.examples import SETTINGS, epilog
 from quantlab.cli.serve_view import Shown, base_url_of, show_ready
-from quantlab.errors import MissingExtra, UsageError
+from quantlab.errors import MissingExtra
 from quantlab.log import environment, show_requests
 from quantlab.runtime.options import EngineInfo, EngineOptions
 
@@ -68,8 +69,7 @@ def command(
     from quantlab.server.auth import ENVIRONMENT, read_keys
     from quantlab.server.options import ServeOptions
 
-    if not (model / "config.json").is_file():
-        raise UsageError("is not a checkpoint folder: there is no config.json", where=str(model))
+    open_model(model)
     kv = (kv_dtype, kv_memory, None if block_size == "auto" else int(block_size))
     limits = (max_model_len, max_num_seqs, max_batch_tokens)
     engine = EngineOptions(

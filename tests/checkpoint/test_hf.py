@@ -76,7 +76,12 @@ def test_refuses_a_file_for_a_folder(source):
 
 def test_refuses_a_folder_without_config(source):
     (source / "config.json").unlink()
-    assert "config.json: cannot be read" in refusal(source)
+    assert "holds no config.json" in refusal(source)
+
+
+def test_a_name_of_the_hub_is_told_the_command_that_fetches_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert refusal(Path("org/name")).endswith("try: hf download org/name --local-dir name")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"a": 1, "a": 2}', '{"a": NaN}', '{"a":' + "[" * 100_000])

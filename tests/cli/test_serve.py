@@ -26,8 +26,14 @@ def options(**changes: Any) -> ServeOptions:
 
 def test_a_folder_without_a_checkpoint_is_refused(cli: Any, tmp_path: Path) -> None:
     ran = cli("serve", tmp_path)
-    assert (ran.code, ran.out, len(ran.lines)) == (2, "", 1)
+    assert (ran.code, ran.out, len(ran.lines)) == (4, "", 1)
     assert "config.json" in ran.err
+
+
+def test_a_model_of_the_hub_is_told_how_to_fetch_it(cli: Any, here: Path) -> None:
+    ran = cli("serve", "meta-llama/Llama-3.2-1B")
+    assert (ran.code, len(ran.lines)) == (4, 1)
+    assert "hf download meta-llama/Llama-3.2-1B --local-dir Llama-3.2-1B" in ran.err
 
 
 def test_a_port_that_is_taken_is_refused_before_anything_is_loaded(cli: Any, books_5m: Path) -> None:
