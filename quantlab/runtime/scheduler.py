@@ -4,6 +4,7 @@ Integers only. Knows nothing about models, devices or text, nor about when a ste
 """
 
 import time
+from collections.abc import Iterable
 
 from quantlab.log import logger
 from quantlab.runtime.batch import Batch, Slice
@@ -21,8 +22,9 @@ class Scheduler:
 
     There is no prefill phase: whoever lacks computed tokens gets some. First come those that lack one token, since a
     reader waits for each of them, then unfinished prompts, then new ones, as far as the budget, the slots and the
-    blocks go. A sequence is admitted when all its known tokens have blocks and each running one has a block to spare.
-    When blocks run out later, whoever has computed least gives up its own and waits again (recompute).
+    blocks go. A sequence is admitted when all its known tokens have blocks and each running one that may
+    need another has one to spare. When blocks run out later, whoever has computed least gives up its own and waits
+    again (recompute).
     """
 
     def __init__(self, info: EngineInfo, policy: Policy = "fcfs", prefix_caching: bool = True) -> None:
@@ -190,9 +192,15 @@ class Scheduler:
         return True
 
     def _wanted(self, sequence: Sequence) -> int:
-        """Free blocks that there must be to admit `sequence`: its own, and one for each that runs."""
+        """Free blocks that there must be to admit `sequence`: its own, and one for each that runs and may need it."""
         hits = self._prefixes.find(sequence)
-        return -(-sequence.length // self._info.block_size) - len(hits) + self.pool.idle(hits) + len(self.running)
+        own = -(-sequence.length // self._info.block_size) - len(hits) + self.pool.idle(hits)
+        return own + self._growing(self.running.values())
+
+    def _growing(self, sequences: Iterable[Sequence]) -> int:
+        """How many of `sequences` may come to need a block more than they have."""
+        size = self._info.block_size
+        return sum(len(one.block_ids) * size < one.prompt_length + one.limit for one in sequences)
 
     def _lesser(self, sequence: Sequence) -> Sequence | None:
         """A running sequence that matters less than one that waits, if sending all such back can make room for it."""
@@ -201,7 +209,7 @@ class Scheduler:
             return None
         hits = set(self._prefixes.find(sequence))
         gain = sum(self.pool.alone(set(other.block_ids) - hits) for other in lower)
-        enough = self.pool.free + gain >= self._wanted(sequence) - len(lower)
+        enough = self.pool.free + gain >= self._wanted(sequence) - self._growing(lower)
         return min(lower, key=self._work_to_redo) if enough else None
 
     def _take_slot(self, sequence: Sequence) -> None:

@@ -199,7 +199,7 @@ def test_log_probabilities_of_a_prompt_survive_a_preemption() -> None:
     run.add(ask("low", prompt, priority=1, max_tokens=2, prompt_logprobs=0))
     for _ in range(4):
         run.step()
-    run.add(ask("high", tuple(range(20, 49)), max_tokens=8))
+    run.add(ask("high", tuple(range(16, 49)), max_tokens=8))
     run.run()
     assert run.engine.stats().preemptions == 1
     told = next(event.prompt_logprobs for event in run.events if event.request_id == "low")

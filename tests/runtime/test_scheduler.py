@@ -65,6 +65,20 @@ def test_a_sequence_is_admitted_when_each_that_runs_has_a_block_to_spare() -> No
     assert running(run) == ["0", "1", "2"]
 
 
+@pytest.mark.parametrize(("length", "blocks"), [(16, 8), (32, 16)])
+def test_nothing_is_spared_for_who_has_all_blocks_that_it_may_need(length: int, blocks: int) -> None:
+    run = bench(
+        changes={"block_size": 16, "max_model_len": length, "num_blocks": blocks, "max_batch_tokens": 8 * length}
+    )
+    requests = [ask(str(i), (i + 1,) * (length - 4), max_tokens=4, ignore_eos=True) for i in range(8)]
+    run.add(*requests)
+    run.step()
+    assert len(running(run)) == 8
+    run.run()
+    assert not run.engine.stats().preemptions
+    run.assert_as_alone(*requests)
+
+
 def test_there_are_never_more_sequences_than_a_step_has_tokens() -> None:
     run = bench(changes={"max_batch_tokens": 3})
     requests = [ask(str(i), prompt, max_tokens=6) for i, prompt in enumerate(prompts(6))]
