@@ -41,7 +41,7 @@ def parse_samples(text: str) -> int:
 def parse_device(text: str) -> str:
     """A device name; raises typer.BadParameter."""
     if not DEVICE.fullmatch(text):
-        raise typer.BadParameter(f"'{text}' is not one of auto, cpu, cuda, cuda:0, cuda:1, ...")
+        raise typer.BadParameter(f"'{text}' is neither auto, cpu, cuda nor one GPU such as cuda:0")
     return text
 
 
@@ -90,8 +90,10 @@ Calibration = Annotated[
         rich_help_panel=TEXT,
     ),
 ]
-Split = Annotated[str | None, typer.Option(help="Split of a dataset.", rich_help_panel=TEXT)]
-Field = Annotated[str | None, typer.Option(help="Field that holds the text or messages.", rich_help_panel=TEXT)]
+Split = Annotated[str | None, typer.Option(metavar="NAME", help="Split of a dataset.", rich_help_panel=TEXT)]
+Field = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Field that holds the text or messages.", rich_help_panel=TEXT)
+]
 Samples = Annotated[
     int | None,
     typer.Option(
@@ -104,10 +106,14 @@ Samples = Annotated[
 SeqLen = Annotated[
     int | None,
     typer.Option(
-        min=16, max=1 << 20, help="Tokens in a block. Default: 1024, or the model's limit.", rich_help_panel=TEXT
+        metavar="N",
+        min=16,
+        max=1 << 20,
+        help="Tokens in a block. Default: 1024, or the model's limit.",
+        rich_help_panel=TEXT,
     ),
 ]
-Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Chooses the blocks.", rich_help_panel=TEXT)]
+Seed = Annotated[int, typer.Option(metavar="N", min=0, max=2**31 - 1, help="Chooses the blocks.", rich_help_panel=TEXT)]
 Device = Annotated[
     str, typer.Option(metavar="auto|cpu|cuda[:N]", parser=parse_device, help="Where to compute.", rich_help_panel=RUN)
 ]

@@ -8,18 +8,23 @@ from typing import Annotated
 
 import typer
 
+from quantlab.cli.arguments import parse_device
+
 LOAD, WORK, LIMITS, OUTPUT = "Load", "What is asked", "Limits of a good answer", "Output"
 
 BaseUrl = Annotated[
     str, typer.Option("--base-url", metavar="URL", help="The server, http://HOST:PORT/v1.", show_default=True)
 ]
 Model = Annotated[
-    str | None, typer.Option("--model", help="Its model. Default: the first it names.", show_default=False)
+    str | None,
+    typer.Option("--model", metavar="NAME", help="Its model. Default: the first it names.", show_default=False),
 ]
 Chat = Annotated[bool, typer.Option("--chat", help="Ask /v1/chat/completions instead of /v1/completions.")]
 ApiKey = Annotated[
     str | None,
-    typer.Option("--api-key", envvar="QUANTLAB_API_KEY", show_default=False, help="Sent as a bearer token."),
+    typer.Option(
+        "--api-key", metavar="KEY", envvar="QUANTLAB_API_KEY", show_default=False, help="Sent as a bearer token."
+    ),
 ]
 Timeout = Annotated[float, typer.Option(min=0.1, max=86_400, metavar="SECONDS", help="For one whole answer.")]
 Concurrency = Annotated[
@@ -43,15 +48,23 @@ Rate = Annotated[
     ),
 ]
 Requests = Annotated[
-    int, typer.Option("--requests", "-n", min=1, max=1_000_000, help="At each load.", rich_help_panel=LOAD)
+    int, typer.Option("--requests", "-n", metavar="N", min=1, max=1_000_000, help="At each load.", rich_help_panel=LOAD)
 ]
 Seconds = Annotated[
     float | None,
-    typer.Option(min=0.1, max=86_400, help="Send no more after so long.", rich_help_panel=LOAD, show_default=False),
+    typer.Option(
+        metavar="SECONDS",
+        min=0.1,
+        max=86_400,
+        help="Send no more after so long.",
+        rich_help_panel=LOAD,
+        show_default=False,
+    ),
 ]
 Warmup = Annotated[
     int | None,
     typer.Option(
+        metavar="N",
         min=0,
         max=100_000,
         help="Requests before each load that count nowhere. Default: as many as are under way, at most 16.",
@@ -74,9 +87,12 @@ Prompts = Annotated[
     ),
 ]
 SharedPrefix = Annotated[
-    int, typer.Option("--shared-prefix", min=0, help="Prompt tokens that all requests share.", rich_help_panel=WORK)
+    int,
+    typer.Option(
+        "--shared-prefix", metavar="N", min=0, help="Prompt tokens that all requests share.", rich_help_panel=WORK
+    ),
 ]
-Temperature = Annotated[float, typer.Option(min=0, max=2, rich_help_panel=WORK, help="0 is greedy.")]
+Temperature = Annotated[float, typer.Option(metavar="T", min=0, max=2, rich_help_panel=WORK, help="0 is greedy.")]
 IgnoreEos = Annotated[
     bool,
     typer.Option(
@@ -85,7 +101,9 @@ IgnoreEos = Annotated[
         rich_help_panel=WORK,
     ),
 ]
-Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of prompts and arrivals.", rich_help_panel=WORK)]
+Seed = Annotated[
+    int, typer.Option(metavar="N", min=0, max=2**31 - 1, help="Of prompts and arrivals.", rich_help_panel=WORK)
+]
 Ttft = Annotated[
     float | None,
     typer.Option("--ttft", min=0, metavar="MS", help="To the first token.", rich_help_panel=LIMITS, show_default=False),
@@ -128,15 +146,40 @@ Rows = Annotated[
     typer.Option("--out", "-o", metavar="FILE", help="Append a JSON line a row to this file.", show_default=False),
 ]
 Shape = Annotated[
-    str, typer.Option("--shape", help="llama-3.1-8b, llama-3.2-1b, qwen3-0.6b, llama-500m or tiny.", show_default=True)
+    str,
+    typer.Option(
+        "--shape",
+        metavar="NAME",
+        help="llama-3.1-8b, llama-3.2-1b, qwen3-0.6b, llama-500m or tiny.",
+        show_default=True,
+    ),
 ]
 Setups = Annotated[
     str,
-    typer.Option("--setups", metavar="A,B", help="bf16, int8, int4 or int8-weights, with +kv8 and +head8 behind it."),
+    typer.Option(
+        "--setups",
+        metavar="A,B",
+        help="bf16, int8, int4 or int8-weights, with +kv8 and +head8 behind it. Default: bf16,int8,int4,int4+kv8",
+        show_default=False,
+    ),
 ]
-Cases = Annotated[str, typer.Option("--cases", metavar="A,B", help="Which figures.")]
+Cases = Annotated[
+    str,
+    typer.Option(
+        "--cases",
+        metavar="A,B",
+        help="decode, batch, prefill, ttft, profile, workload; all unless given.",
+        show_default=False,
+    ),
+]
 Workloads = Annotated[
-    str, typer.Option("--workloads", metavar="P/OxN,...", help="Prompt / output tokens x requests, all at once.")
+    str,
+    typer.Option(
+        "--workloads",
+        metavar="P/OxN,...",
+        help="Prompt / output tokens x requests, all at once. Default: 128/128x1024, 1000/1000x256 and 128/2048x256.",
+        show_default=False,
+    ),
 ]
 Baselines = Annotated[
     str,
@@ -148,16 +191,22 @@ BaselineWorkloads = Annotated[
 Load = Annotated[
     str, typer.Option("--load", metavar="A,B", help="Schemes whose start from a folder is timed.", show_default=False)
 ]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+Device = Annotated[
+    str,
+    typer.Option("--device", metavar="auto|cpu|cuda[:N]", parser=parse_device, help="Where to compute."),
+]
 MaxModelLen = Annotated[int, typer.Option("--max-model-len", min=16, metavar="TOKENS", help="The longest sequence.")]
 MaxNumSeqs = Annotated[
-    int | None, typer.Option("--max-num-seqs", min=1, help="Sequences at a time.", show_default=False)
+    int | None, typer.Option("--max-num-seqs", metavar="N", min=1, help="Sequences at a time.", show_default=False)
 ]
 MaxBatchTokens = Annotated[
-    int | None, typer.Option("--max-batch-tokens", min=1, help="Tokens a step.", show_default=False)
+    int | None, typer.Option("--max-batch-tokens", metavar="N", min=1, help="Tokens a step.", show_default=False)
 ]
 BlockSize = Annotated[
-    int | None, typer.Option("--block-size", min=16, help="Tokens in a block of the KV cache.", show_default=False)
+    int | None,
+    typer.Option("--block-size", metavar="N", min=16, help="Tokens in a block of the KV cache.", show_default=False),
 ]
-Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Of the CPU.", show_default=False)]
-Steps = Annotated[int, typer.Option("--steps", min=1, max=100_000, help="Decode steps whose median is taken.")]
+Threads = Annotated[int | None, typer.Option("--threads", metavar="N", min=1, help="Of the CPU.", show_default=False)]
+Steps = Annotated[
+    int, typer.Option("--steps", metavar="N", min=1, max=100_000, help="Decode steps whose median is taken.")
+]

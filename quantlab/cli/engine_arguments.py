@@ -21,7 +21,11 @@ Device = Annotated[
 ]
 Dtype = Annotated[
     Literal["auto", "float32", "bfloat16", "float16"],
-    typer.Option(help="Of activations; auto: the checkpoint's.", rich_help_panel=ENGINE),
+    typer.Option(
+        metavar="DTYPE",
+        help="auto, float32, bfloat16 or float16: of activations; auto: the checkpoint's.",
+        rich_help_panel=ENGINE,
+    ),
 ]
 KVDtype = Annotated[
     Literal["auto", "int8"],
@@ -67,5 +71,12 @@ PrefixCaching = Annotated[
 ]
 Threads = Annotated[
     int | None,
-    typer.Option(min=1, max=1024, help="Of the CPU. Default: torch's own.", rich_help_panel=ENGINE, show_default=False),
+    typer.Option(
+        metavar="N",
+        min=1,
+        max=1024,
+        help="Of the CPU. Default: torch's own.",
+        rich_help_panel=ENGINE,
+        show_default=False,
+    ),
 ]

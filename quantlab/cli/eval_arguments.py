@@ -36,6 +36,7 @@ Protocol = Annotated[
 Window = Annotated[
     int | None,
     typer.Option(
+        metavar="N",
         min=MIN_WINDOW,
         max=1 << 20,
         help=f"Tokens in a window. Default: {DEFAULT_WINDOW}, or the models' limit.",
@@ -43,7 +44,8 @@ Window = Annotated[
     ),
 ]
 Tokens = Annotated[
-    int | None, typer.Option(min=MIN_WINDOW, help="Use only so many tokens of each text.", rich_help_panel=TEXT)
+    int | None,
+    typer.Option(metavar="N", min=MIN_WINDOW, help="Use only so many tokens of each text.", rich_help_panel=TEXT),
 ]
 Suite = Annotated[
     str | None,
@@ -57,7 +59,10 @@ TaskDir = Annotated[
     Path | None,
     typer.Option("--task-dir", metavar="DIR", help="Folder of the tasks' JSONL data or files.", rich_help_panel=TASKS),
 ]
-Limit = Annotated[int | None, typer.Option(min=1, help="Only the first items of each task.", rich_help_panel=TASKS)]
+Limit = Annotated[
+    int | None,
+    typer.Option(metavar="N", min=1, help="Only the first items of each task.", rich_help_panel=TASKS),
+]
 AllowCode = Annotated[
     bool,
     typer.Option("--allow-task-code", help="Let task files run the Python they name.", rich_help_panel=TASKS),
@@ -84,11 +89,18 @@ Out = Annotated[
 ]
 Dtype = Annotated[
     Literal["auto", "bfloat16", "float16", "float32"],
-    typer.Option(help="Of the activations. auto: the baseline's, where the device is fast at it.", rich_help_panel=RUN),
+    typer.Option(
+        metavar="DTYPE",
+        help="auto, bfloat16, float16 or float32: of the activations. auto: the baseline's, where the device is fast "
+        "at it.",
+        rich_help_panel=RUN,
+    ),
 ]
 BatchSize = Annotated[
     int | None,
-    typer.Option(min=1, max=1024, help="Windows in one forward pass. Default: 1, on a GPU 8.", rich_help_panel=RUN),
+    typer.Option(
+        metavar="N", min=1, max=1024, help="Windows in one forward pass. Default: 1, on a GPU 8.", rich_help_panel=RUN
+    ),
 ]
 Served = Annotated[
     bool,

@@ -28,6 +28,32 @@ EXAMPLES = (
 )
 SAMPLING = "How to choose"
 LARGEST_FILE = 1 << 24
+Temperature = Annotated[
+    float, typer.Option(metavar="T", min=0, max=100, help="0: always the likeliest token.", rich_help_panel=SAMPLING)
+]
+TopP = Annotated[
+    float,
+    typer.Option(metavar="P", min=1e-6, max=1, help="The likeliest tokens of this share.", rich_help_panel=SAMPLING),
+]
+TopK = Annotated[
+    int,
+    typer.Option(
+        metavar="N", min=0, max=1 << 24, help="The so many likeliest tokens; 0: all.", rich_help_panel=SAMPLING
+    ),
+]
+Seed = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N", min=0, max=2**63 - 1, help="Same seed, same text.", rich_help_panel=SAMPLING, show_default=False
+    ),
+]
+Stop = Annotated[
+    list[str] | None,
+    typer.Option(metavar="TEXT", help="Ends the text; may be given again.", rich_help_panel=SAMPLING),
+]
+IgnoreEos = Annotated[
+    bool, typer.Option("--ignore-eos", help="Go on where the model would end.", rich_help_panel=SAMPLING)
+]
 app = typer.Typer()
 
 
@@ -35,7 +61,7 @@ app = typer.Typer()
 def command(
     model: engine.Folder,
     prompt: Annotated[
-        list[str] | None, typer.Option("--prompt", "-p", help="Text to continue; may be given again.")
+        list[str] | None, typer.Option("--prompt", "-p", metavar="TEXT", help="Text to continue; may be given again.")
     ] = None,
     prompt_file: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Text to continue; - is standard input.", show_default=False)
@@ -43,26 +69,15 @@ def command(
     chat: Annotated[
         bool, typer.Option("--chat", help="Each prompt is a user's message, in the model's chat template.")
     ] = False,
-    max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", min=1, max=1 << 24, help="At most so many.")] = 128,
-    temperature: Annotated[
-        float, typer.Option(min=0, max=100, help="0: always the likeliest token.", rich_help_panel=SAMPLING)
-    ] = 1.0,
-    top_p: Annotated[
-        float, typer.Option(min=1e-6, max=1, help="The likeliest tokens of this share.", rich_help_panel=SAMPLING)
-    ] = 1.0,
-    top_k: Annotated[
-        int, typer.Option(min=0, max=1 << 24, help="The so many likeliest tokens; 0: all.", rich_help_panel=SAMPLING)
-    ] = 0,
-    seed: Annotated[
-        int | None,
-        typer.Option(min=0, max=2**63 - 1, help="Same seed, same text.", rich_help_panel=SAMPLING, show_default=False),
-    ] = None,
-    stop: Annotated[
-        list[str] | None, typer.Option(help="Ends the text; may be given again.", rich_help_panel=SAMPLING)
-    ] = None,
-    ignore_eos: Annotated[
-        bool, typer.Option("--ignore-eos", help="Go on where the model would end.", rich_help_panel=SAMPLING)
-    ] = False,
+    max_tokens: Annotated[
+        int, typer.Option("--max-tokens", "-n", metavar="N", min=1, max=1 << 24, help="At most so many.")
+    ] = 128,
+    temperature: Temperature = 1.0,
+    top_p: TopP = 1.0,
+    top_k: TopK = 0,
+    seed: Seed = None,
+    stop: Stop = None,
+    ignore_eos: IgnoreEos = False,
     device: engine.Device = "auto",
     dtype: engine.Dtype = "auto",
     kv_dtype: engine.KVDtype = "auto",

@@ -22,7 +22,7 @@ EXAMPLES = (
     ("quantlab quantize ./Llama-3.2-1B --out ./Llama-3.2-1B-w4a16", "INT4 weights, balanced quality"),
     ("quantlab quantize ./Llama-3.2-1B --out ./Llama-3.2-1B-w8a8 --scheme w8a8", "INT8 weights and activations"),
     ("quantlab quantize ./Llama-3.2-1B --out ./small --quality best --device cuda", "as good as it gets, on a GPU"),
-    ("quantlab quantize ./Llama-3.2-1B -o ./mine --calibration notes.txt --samples 4", "your own text"),
+    ("quantlab quantize ./Llama-3.2-1B -o ./mine --calibration notes.txt", "your own text"),
     ("quantlab quantize ./Llama-3.2-1B --out ./g32 --group-size 32 --asymmetric", "finer groups, zero points"),
     ("quantlab quantize ./Llama-3.2-1B --dry-run --json", "the plan, for a script"),
 )

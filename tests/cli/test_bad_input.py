@@ -164,7 +164,7 @@ ARGUMENTS: dict[str, tuple[list[str], int, str]] = {
     "short blocks": (["quantize", "model", "-o", "out", "--seq-len", "4"], 2, "--seq-len"),
     "blocks beyond the context": (["quantize", "model", "-o", "out", "--seq-len", "1024"], 2, "the model's 512"),
     "negative seed": (["quantize", "model", "-o", "out", "--seed", "-1"], 2, "--seed"),
-    "unknown device": (["quantize", "model", "-o", "out", "--device", "tpu"], 2, "'tpu' is not one of auto, cpu"),
+    "unknown device": (["quantize", "model", "-o", "out", "--device", "tpu"], 2, "'tpu' is neither auto, cpu, cuda"),
     "size without number": (["quantize", "model", "-o", "out", "--max-shard-size", "big"], 2, "is not a size such as"),
     "tiny shards": (["quantize", "model", "-o", "out", "--max-shard-size", "1kB"], 2, "is not between"),
     "recipe and scheme": (

@@ -50,6 +50,17 @@ def test_help_ends_with_the_examples(command: tuple[str, ...], flag: str, cli: A
         assert text.index(f"# {meaning} $ {example}") > last
 
 
+@pytest.mark.parametrize("command", [*COMMANDS, ("bench", "offline"), ("bench", "kernels")], ids=" ".join)
+def test_help_cuts_no_name_short_on_a_terminal_of_80_columns(
+    command: tuple[str, ...], cli: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    shown = cli(*command, "--help").out
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "\N{HORIZONTAL ELLIPSIS}" not in shown
+    assert "int range" not in shown and "list[" not in shown
+
+
 @pytest.mark.parametrize("example", SERVE_EXAMPLES)
 def test_example_serves_until_it_is_told_to_end(example: str, tmp_path: Path, books_5m: Path) -> None:
     shutil.copytree(books_5m, tmp_path / "Llama-3.2-1B-w4a16")
