@@ -47,7 +47,8 @@ def read_keys(file: Path | None, environment: str | None) -> tuple[str, ...]:
         try:
             lines = file.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"cannot read the API keys: {error}", where=str(file)) from error
+            reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+            raise UsageError(f"cannot read the API keys: {reason}", where=str(file)) from error
         of_file = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
         if not of_file:
             raise UsageError("holds no API key", where=str(file), fix="one key a line")

@@ -3,6 +3,7 @@
 Knows nothing about what is served.
 """
 
+import errno
 import socket
 
 from quantlab.errors import AddressError
@@ -17,8 +18,15 @@ def listen(host: str, port: int) -> socket.socket:
         return _bound(found[0])
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        fix = "another --port, or --port 0 for any free one"
+        fix = _fix(error)
         raise AddressError(f"cannot listen: {reason}", where=f"{host}:{port}", fix=fix) from error
+
+
+def _fix(error: Exception) -> str:
+    """What helps: a name that no network card of this machine has is no matter of the port."""
+    if isinstance(error, socket.gaierror | UnicodeError) or getattr(error, "errno", None) == errno.EADDRNOTAVAIL:
+        return "--host 127.0.0.1 for this machine alone, --host 0.0.0.0 for every network"
+    return "another --port, or --port 0 for any free one"
 
 
 def _bound(found: tuple[int, int, int, str, tuple[object, ...]]) -> socket.socket:

@@ -100,4 +100,5 @@ def _read(file: Path) -> str:
             raise UsageError(f"the chat template is larger than {MAX_TEMPLATE_CHARS} bytes", where=str(file))
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read the chat template: {error}", where=str(file)) from error
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise UsageError(f"cannot read the chat template: {reason}", where=str(file)) from error

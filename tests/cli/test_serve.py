@@ -44,12 +44,15 @@ def test_a_port_that_is_taken_is_refused_before_anything_is_loaded(cli: Any, boo
 
 
 def test_a_host_that_is_none_is_refused(cli: Any, books_5m: Path) -> None:
-    assert cli("serve", books_5m, "--host", "no such host", "--port", 0).code == 14
+    for host in ("no such host", "192.0.2.1"):  # an address for documentation, which no machine has
+        ran = cli("serve", books_5m, "--host", host, "--port", 0)
+        assert ran.code == 14 and "--host 127.0.0.1" in ran.err and "another --port" not in ran.err
 
 
 def test_keys_that_cannot_be_read_are_refused(cli: Any, books_5m: Path, tmp_path: Path) -> None:
     ran = cli("serve", books_5m, "--api-key-file", tmp_path / "none", "--port", 0)
     assert (ran.code, len(ran.lines)) == (2, 1)
+    assert ran.err.endswith("none: cannot read the API keys: No such file or directory\n")
 
 
 def test_a_missing_extra_is_told_with_its_command(cli: Any, books_5m: Path, monkeypatch: pytest.MonkeyPatch) -> None:
