@@ -8,6 +8,7 @@ logits or requests.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import OrderedDict
@@ -67,22 +68,25 @@ class TokenGrammars:
 
     def check(self, grammar: Grammar) -> None:
         """Compile `grammar`; raises GrammarError where that fails or takes too long, and as `prepare` does."""
-        self._matcher(grammar)
+        self._matcher(grammar, COMPILE_SECONDS)
 
     def start(self, grammar: Grammar) -> TokenMatcher:
-        """A matcher at the beginning of `grammar`; one that allows nothing if it cannot be compiled."""
+        """A matcher at the beginning of `grammar`; one that allows nothing if it cannot be compiled.
+
+        It takes the time it takes: who checked it first must not be let down by a clock that runs a little slower.
+        """
         try:
-            return TokenMatcher(self._matcher(grammar).deep_copy())
+            return TokenMatcher(self._matcher(grammar, math.inf).deep_copy())
         except (GrammarError, MissingExtra, UnsupportedModel):
             return TokenMatcher(None)
 
-    def _matcher(self, grammar: Grammar) -> Any:
+    def _matcher(self, grammar: Grammar, most_seconds: float) -> Any:
         """The matcher of `grammar` at its beginning, which must not be changed."""
         self.prepare()
         with self._lock:
             matcher = self._compiled.get(grammar)
         if matcher is None:  # outside the lock: who asks for one that is there does not wait for it
-            matcher = _compile(grammar, self._tokenizer)
+            matcher = _compile(grammar, self._tokenizer, most_seconds)
         with self._lock:
             self._compiled[grammar] = matcher
             self._compiled.move_to_end(grammar)
@@ -131,8 +135,8 @@ class TokenMatcher:
         return self._matcher is not None and bool(self._matcher.is_accepting())
 
 
-def _compile(grammar: Grammar, tokenizer: Any) -> Any:
-    """A matcher that has allowed its first token; raises GrammarError."""
+def _compile(grammar: Grammar, tokenizer: Any, most_seconds: float) -> Any:
+    """A matcher that has allowed its first token; raises GrammarError, also for more than `most_seconds` of a core."""
     library = _llguidance()
     schema = '{"type": "object"}' if grammar.kind == "json_object" else grammar.schema
     if len(schema.encode("utf-8", "replace")) > MAX_SCHEMA_BYTES:
@@ -149,8 +153,8 @@ def _compile(grammar: Grammar, tokenizer: Any) -> Any:
     if matcher.is_error():
         reason = " ".join(str(matcher.get_error()).split())[:REASON_CHARS]
         raise GrammarError(f"the schema cannot be followed: {reason}")
-    if (seconds := time.thread_time() - begin) > COMPILE_SECONDS:
-        raise GrammarError(f"the schema is too complex: {seconds:.1f} s to compile, {COMPILE_SECONDS} s are allowed")
+    if (seconds := time.thread_time() - begin) > most_seconds:
+        raise GrammarError(f"the schema is too complex: {seconds:.1f} s to compile, {most_seconds} s are allowed")
     return matcher
 
 
