@@ -32,7 +32,7 @@ def read_state() -> State | None:
         _succeed(library.nvmlDeviceGetClockInfo(device, SM_CLOCK, ctypes.byref(clock)))
         _succeed(library.nvmlDeviceGetPowerUsage(device, ctypes.byref(power)))
         _succeed(library.nvmlDeviceGetTemperature(device, GPU_TEMPERATURE, ctypes.byref(temperature)))
-    except OSError:
+    except (OSError, AttributeError):  # AttributeError: an older library without one of these functions
         return None
     return State(clock.value, power.value * 1e-3, temperature.value)
 

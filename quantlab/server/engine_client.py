@@ -236,11 +236,12 @@ class EngineClient:
 
 def launch(folder: Path, options: EngineOptions, command: Sequence[str] = ENGINE_COMMAND) -> EngineProcess:
     """Start an engine process, which builds its engine as soon as it can. What it prints goes to our stderr."""
+    start = frame(Start(str(folder), options))
     ours, theirs = socket.socketpair()
     with theirs:
         process = subprocess.Popen(
             [*command, str(theirs.fileno())], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=2
         )
-        ours.sendall(frame(Start(str(folder), options)))
+        ours.sendall(start)
     ours.setblocking(False)
     return EngineProcess(process, ours)

@@ -15,6 +15,12 @@ def test_without_the_library_there_is_no_state(monkeypatch):
     assert read_state() is None
 
 
+def test_a_library_without_these_functions_tells_no_state(monkeypatch):
+    monkeypatch.setattr(gpu_state, "_open", lambda _: (ctypes.CDLL(None), ctypes.c_void_p()))
+    monkeypatch.setattr("torch.cuda.current_device", lambda: 0)
+    assert read_state() is None
+
+
 def library_that(refuses: bool) -> object:
     """What stands in for NVML: it writes 1755 MHz, 650 W and 60 degrees, or refuses."""
 
