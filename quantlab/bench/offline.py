@@ -183,8 +183,9 @@ class Bench:
     def first_token(self, setup: Setup, engine: Engine, prompts: Prompts) -> None:
         """Seconds to the first token of a lone request."""
         for prompt in (32, 128, 1024):
-            seconds = time_first_token(engine, prompts, prompt)
-            self.write({"setup": setup.name, "case": "ttft", "prompt": prompt, "seconds": seconds})
+            if prompt < engine.info.max_model_len:
+                seconds = time_first_token(engine, prompts, prompt)
+                self.write({"setup": setup.name, "case": "ttft", "prompt": prompt, "seconds": seconds})
 
     def workloads(self, setup: Setup, engine: Engine, prompts: Prompts) -> None:
         """Whole workloads, all requests there at the start."""

@@ -59,6 +59,14 @@ class OfflineOptions:
     steps: int = 48
     out: Path | None = None
 
+    def __post_init__(self) -> None:
+        for work in self.workloads if "workload" in self.cases and self.setups else ():
+            longest = work.prompt + work.output
+            if longest > self.max_model_len:
+                told = f"{work.prompt}/{work.output}x{work.requests} needs {longest} tokens, more than --max-model-len"
+                fix = f"--max-model-len {longest}, or shorter --workloads"
+                raise UsageError(f"{told} {self.max_model_len}", where="--workloads", fix=fix)
+
 
 def parse_setups(text: str) -> tuple[Setup, ...]:
     """`int4,int4+kv8,int4+kv8+head8`; raises UsageError for anything else."""

@@ -1,6 +1,7 @@
 """The engine's bench on a tiny model of random weights: what it measures is what it says."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,16 @@ from quantlab.errors import UsageError
 from quantlab.text import load_tokenizer
 from quantlab.token_bytes import token_bytes
 from quantlab_kernels.ref import dequantize
+
+
+def test_prompts_that_do_not_fit_are_left_out_and_workloads_refused_before_anything_is_built() -> None:
+    short = OfflineOptions(
+        shape="tiny", setups=(Setup("bf16", False, False),), cases=("ttft",), device="cpu", max_model_len=512
+    )
+    assert [row["prompt"] for row in run_offline(short) if row["case"] == "ttft"] == [32, 128]
+    with pytest.raises(UsageError, match="1000/24x3 needs 1024 tokens") as caught:
+        replace(short, cases=("workload",), workloads=(Work(100, 24, 3), Work(1000, 24, 3)))
+    assert caught.value.fix is not None and "--max-model-len 1024" in caught.value.fix
 
 
 def test_every_case_is_a_row_and_every_request_is_answered(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
