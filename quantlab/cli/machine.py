@@ -32,6 +32,14 @@ COSTS = {
     "datasets": "no parquet files and no hub datasets as calibration text; .txt and .jsonl work",
 }
 OPTIONAL = ("triton", "safetensors", "datasets")
+# Extras of quantlab: what they are for, and the packages that tell whether they are installed.
+GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "serve": (
+        "quantlab serve does not start, and no text can be made to follow a JSON schema",
+        ("fastapi", "httptools", "llguidance", "msgspec", "prometheus-client", "uvicorn"),
+    ),
+    "eval": ("quantlab eval judges by text alone: no tasks", ("lm-eval",)),
+}
 BF16_FLAGS = ("amx_bf16", "avx512_bf16", "bf16")
 LOW_RAM, LOW_DISK = 4 * 10**9, 10 * 10**9
 
@@ -52,6 +60,7 @@ def examine() -> list[Finding]:
     findings = [python()]
     findings += [package(name) for name in REQUIRED]
     findings += [extra("compressed-tensors", "0.17.1", "transformers cannot load the output on this machine")]
+    findings += [group(name) for name in GROUPS]
     torch = _torch()
     findings += [gpu(torch), cpu(), ram(), disk()]
     return findings if torch is None else [*findings, *serving()]
@@ -92,6 +101,20 @@ def extra(name: str, lowest: str, cost: str, lookup: Callable[[str], str] = vers
         return Finding(name, "ok", lookup(name))
     except PackageNotFoundError:
         return Finding(name, "note", "not installed", cost, f"pip install '{name}>={lowest}'")
+
+
+def group(name: str, lookup: Callable[[str], str] = version) -> Finding:
+    """One extra of quantlab: all of its packages, or the command that installs it."""
+    cost, packages = GROUPS[name]
+    absent = []
+    for package_name in packages:
+        try:
+            lookup(package_name)
+        except PackageNotFoundError:
+            absent.append(package_name)
+    if absent:
+        return Finding(f"extra {name}", "note", f"without {', '.join(absent)}", cost, f"pip install 'quantlab[{name}]'")
+    return Finding(f"extra {name}", "ok", "installed")
 
 
 def numbers(text: str) -> tuple[int, ...]:

@@ -21,7 +21,7 @@ def absent(name: str) -> str:
 def test_this_machine_can_quantize(cli: Any) -> None:
     ran = cli("doctor")
     assert (ran.code, ran.err) == (0, "")
-    for name in ("python", "torch", "transformers", "gpu", "cpu", "memory", "disk", "serves w4a16 g128"):
+    for name in ("python", "torch", "transformers", "gpu", "cpu", "memory", "disk", "extra serve", "serves w4a16 g128"):
         assert name in ran.out
 
 
@@ -59,6 +59,20 @@ def test_a_version_outside_the_tested_range_is_noted() -> None:
 def test_a_missing_extra_names_its_package() -> None:
     finding = machine.extra("compressed-tensors", "0.17.1", "no check", absent)
     assert (finding.status, finding.fix) == ("note", "pip install 'compressed-tensors>=0.17.1'")
+
+
+@pytest.mark.parametrize("name", machine.GROUPS)
+def test_an_extra_that_is_not_whole_names_what_it_lacks(name: str, repository: Path) -> None:
+    def without_the_last(package: str) -> str:
+        return absent(package) if package == packages[-1] else "1"
+
+    packages = machine.GROUPS[name][1]
+    assert machine.group(name, lambda package: "1").status == "ok"
+    finding = machine.group(name, without_the_last)
+    assert (finding.status, finding.fix) == ("note", f"pip install 'quantlab[{name}]'")
+    assert finding.found == f"without {packages[-1]}" and finding.cost
+    stated = tomllib.loads((repository / "pyproject.toml").read_text())["project"]["optional-dependencies"][name]
+    assert all(any(line.startswith((f"{package}>", f"{package}=")) for line in stated) for package in packages)
 
 
 def test_gpus_are_listed_with_memory() -> None:
