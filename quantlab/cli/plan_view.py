@@ -134,6 +134,8 @@ def _files(plan: Plan) -> Table:
     table = plain_table("file", "bytes", numbers=1)
     for name, size in plan.files:
         table.add_row(escape(name), f"{size:,}")
+    if plan.files:
+        table.add_row(REPORT_FILE, "with the run")
     return table
 
 
