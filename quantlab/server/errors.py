@@ -88,6 +88,9 @@ def invalid(errors: Sequence[Mapping[str, Any]], fields: Sequence[str]) -> ApiEr
         return ApiError(
             400, f"the parameter '{name}' is not supported{near}", code="unsupported_parameter", param=param
         )
+    if _means_nothing(error):
+        told = f"{'.'.join(place)} is not supported by this server: leave it out"
+        return ApiError(400, told, code="unsupported_parameter", param=param)
     if error["type"] == "missing":
         name = ".".join(place) or "body"
         return ApiError(400, f"the parameter '{name}' is missing", code="missing_required_parameter", param=param)
@@ -97,6 +100,11 @@ def invalid(errors: Sequence[Mapping[str, Any]], fields: Sequence[str]) -> ApiEr
     if not place and error["type"] == "model_attributes_type":
         message = "must be a JSON object"
     return ApiError(400, f"{'.'.join(place) or 'body'}: {message}", code="invalid_value", param=param)
+
+
+def _means_nothing(error: Mapping[str, Any]) -> bool:
+    """Whether the field takes nothing but null or an empty list: one that this server does not carry out."""
+    return error["type"] == "none_required" or (error["type"] == "too_long" and error["ctx"]["max_length"] == 0)
 
 
 def _plainest(errors: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:

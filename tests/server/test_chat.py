@@ -123,6 +123,16 @@ def test_what_is_not_carried_out_is_refused_by_name(chatting: Server, fields: An
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param), answer.text
 
 
+@pytest.mark.parametrize("fields", [{"tools": [{"type": "function"}]}, {"functions": [{}]}, {"metadata": {"a": "b"}}])
+def test_what_is_not_carried_out_is_said_so(chatting: Server, fields: Any) -> None:
+    answer = chatting.post("/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}], **fields})
+    error = answer.json()["error"]
+    (name,) = fields
+    assert (error["message"], error["code"]) == (
+        f"{name} is not supported by this server: leave it out", "unsupported_parameter",
+    )  # fmt: skip
+
+
 def test_defaults_that_are_spelled_out_are_served(chatting: Server) -> None:
     neutral = {"tools": None, "store": False, "tool_choice": "none", "modalities": ["text"], "service_tier": "auto"}
     neutral |= {
