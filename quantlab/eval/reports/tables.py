@@ -69,7 +69,10 @@ def cost_table(report: Report) -> Table:
     ]
     for text in report.texts:
         rows += _text_rows(text, noise_of(report, text.name), len(report.texts) > 1)
-    note = "Baseline against candidate; ± is one standard error, clustered by window."
+    note = (
+        "Baseline against candidate; ± is one standard error, clustered by window. In brackets: the two-sided 95 % "
+        "interval; a gate's bounds are one-sided."
+    )
     return Table("Cost", ("figure", "baseline", "candidate", "change", "noise floor"), tuple(rows), 4, note=note)
 
 
