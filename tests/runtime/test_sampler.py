@@ -353,3 +353,8 @@ def test_a_launch_on_a_gpu_does_not_wait_for_it() -> None:
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert all(len(draw.result().token_ids) == 16 for draw in draws)
+
+
+def test_a_gpu_s_codes_for_no_token_are_those_that_are_read_back() -> None:
+    codes = sampling.NOT_FINITE.value, sampling.NOTHING_LEFT.value
+    assert codes == (distribution.NOT_FINITE, distribution.NOTHING_LEFT)

@@ -32,6 +32,13 @@ def test_stated_memory_is_used_to_the_last_block(config: ModelConfig) -> None:
     assert (decided.num_blocks, decided.max_model_len, decided.max_blocks) == (130, 100, 7)
 
 
+@pytest.mark.parametrize(("device", "asked", "wanted"), [("cpu", None, 16), ("cuda", None, 128), ("cuda", 32, 32)])
+def test_a_gpu_has_larger_blocks_unless_it_is_told_otherwise(
+    config: ModelConfig, device: str, asked: int | None, wanted: int
+) -> None:
+    assert limits_of(EngineOptions(block_size=asked), config, torch.device(device)).block_size == wanted
+
+
 def test_int8_blocks_hold_codes_and_scales(config: ModelConfig) -> None:
     assert block_bytes(config, 16, torch.bfloat16, int8=True) == 2 * 4 * 2 * 16 * (64 + 4)
 
