@@ -235,13 +235,17 @@ class EngineClient:
 
 
 def launch(folder: Path, options: EngineOptions, command: Sequence[str] = ENGINE_COMMAND) -> EngineProcess:
-    """Start an engine process, which builds its engine as soon as it can. What it prints goes to our stderr."""
+    """Start an engine process, which builds its engine as soon as it can. What it prints goes to our stderr.
+
+    Its process group is its own: Ctrl-C, which a terminal sends to a whole group, would break into its imports.
+    """
     start = frame(Start(str(folder), options))
     ours, theirs = socket.socketpair()
     with theirs:
         process = subprocess.Popen(
-            [*command, str(theirs.fileno())], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=2
-        )
+            [*command, str(theirs.fileno())], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=2,
+            process_group=0,
+        )  # fmt: skip
         ours.sendall(start)
     ours.setblocking(False)
     return EngineProcess(process, ours)

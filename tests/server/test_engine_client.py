@@ -138,6 +138,14 @@ def test_an_engine_ends_when_the_other_end_goes_without_having_read_what_it_said
     assert process.process.wait(20) == 0
 
 
+def test_ctrl_c_in_a_terminal_is_not_the_engines_to_hear() -> None:
+    process = launcher(0.0)()
+    group = os.getpgid(process.process.pid)
+    process.connection.close()
+    process.process.wait(20)
+    assert group == process.process.pid != os.getpgid(0)
+
+
 def test_an_engine_that_is_ready_when_nobody_waits_any_more_ends_well() -> None:
     async def run() -> int | None:
         client = EngineClient(launcher(0.0)())
