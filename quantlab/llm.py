@@ -116,7 +116,8 @@ class LLM:
         """
         template = template_of(self.tokenizer)
         if template is None:
-            raise CheckpointError("the tokenizer has no chat template", where=str(self.tokenizer.folder))
+            fix = "a plain prompt, or a model that was made for chat"
+            raise CheckpointError("the tokenizer has no chat template", where=str(self.tokenizer.folder), fix=fix)
         return tuple(self.tokenizer.encode(ChatTemplate(template).render(messages)))
 
     def _begin(

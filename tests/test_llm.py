@@ -167,8 +167,9 @@ def test_messages_become_a_prompt_by_the_folders_template(llm: LLM, books_5m: Pa
     prompt = chat.chat_prompt([{"role": "user", "content": "Who is there?"}])
     assert prompt == tuple(llm.tokenizer.encode("user: Who is there?\nassistant:"))
     assert chat.generate([prompt], GREEDY)[0].text == llm.generate([prompt], GREEDY)[0].text
-    with pytest.raises(CheckpointError, match="no chat template"):
+    with pytest.raises(CheckpointError, match="no chat template") as caught:
         llm.chat_prompt([{"role": "user", "content": "Who is there?"}])
+    assert caught.value.fix == "a plain prompt, or a model that was made for chat"
 
 
 SCHEMA = '{"type": "object", "properties": {"old": {"type": "boolean"}}, "required": ["old"]}'

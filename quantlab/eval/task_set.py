@@ -155,7 +155,7 @@ def _named(name: str, request: TaskOptions, files: Mapping[str, TaskFile]) -> It
     elif name in harness_names():
         yield from _from_harness(name)
     else:
-        raise UsageError(f"unknown task '{name}'{_suggestion(name, files)}", where="--tasks")
+        raise UsageError(f"unknown task '{name}'{_suggestion(name, files)}", where="--suite or --tasks")
 
 
 def _is_the_harnesses_to_fetch(file: TaskFile, request: TaskOptions) -> bool:

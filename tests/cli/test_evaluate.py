@@ -117,7 +117,9 @@ ARGUMENTS: dict[str, tuple[tuple[str, ...], int, str]] = {
     ),
     "unknown task": (("--tasks", "lambada_openia", "--task-dir", "folder"), 2, "did you mean 'lambada_openai'?"),
     "task without data": (("--tasks", "piqa", "--task-dir", "folder"), 2, "piqa"),
-    "unknown suite": (("--suite", "quik", "--task-dir", "folder"), 2, "did you mean 'quick'?"),
+    "unknown suite": (
+        ("--suite", "quik", "--task-dir", "folder"), 2, "--suite or --tasks: unknown task 'quik', did you mean 'quick'?"
+    ),  # fmt: skip
     "data of no task": (("--task-dir", "folder"), 2, "--task-dir: no task is named"),
     "tasks without a name": (("--tasks", " ,"), 2, "--tasks: names nothing"),
     "suite without a name": (("--suite", ""), 2, "--suite: names nothing"),

@@ -104,7 +104,7 @@ def test_groups_hold_groups_but_not_themselves(quiz_dir):
 )
 def test_an_unknown_task_is_one_line_with_the_nearest_name(quiz_dir, name, told):
     line = refused(quiz_dir, name)
-    assert line.startswith("QL0002 --tasks: ")
+    assert line.startswith("QL0002 --suite or --tasks: ")
     assert told in line
 
 
