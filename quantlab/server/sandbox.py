@@ -109,7 +109,7 @@ class Sandbox:
         with theirs:
             self._process = subprocess.Popen(
                 [*COMMAND, str(theirs.fileno())], pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=2,
-                env=self._environment,
+                env=self._environment, process_group=0,  # a terminal's Ctrl-C is not for it
             )  # fmt: skip
         ours.setblocking(False)
         self._reader, self._writer = await asyncio.open_unix_connection(sock=ours)

@@ -62,6 +62,14 @@ def test_a_prompt_is_the_one_that_the_template_makes() -> None:
     with_template(use)
 
 
+def test_ctrl_c_in_a_terminal_is_not_the_sandboxs_to_hear() -> None:
+    async def use(process: TemplateProcess) -> None:
+        await process.sandbox.start()
+        assert os.getpgid(pid(process.sandbox)) != os.getpgid(0)
+
+    with_template(use)
+
+
 def test_a_template_that_takes_too_long_is_killed_and_the_next_prompt_is_made() -> None:
     async def use(process: TemplateProcess) -> None:
         await process.sandbox.start()
