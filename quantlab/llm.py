@@ -130,6 +130,8 @@ class LLM:
         if len(each) != len(prompts):
             raise UsageError(f"{len(prompts)} prompts, but {len(each)} params", where="generate", fix="one for each")
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        if not all(stops):
+            raise UsageError("a stop string is empty", where="generate", fix="leave it out")
         names: list[str] = []
         try:
             for index, (prompt, settings) in enumerate(zip(prompts, each, strict=True)):

@@ -156,6 +156,11 @@ def test_what_cannot_be_run_is_refused_before_anything_is_begun(
     assert llm.generate(["The"], GREEDY)[0].text
 
 
+def test_an_empty_stop_string_is_refused(llm: LLM) -> None:
+    with pytest.raises(UsageError, match="a stop string is empty"):
+        llm.generate(["The"], GREEDY, stop=[".", ""])
+
+
 TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
 
 

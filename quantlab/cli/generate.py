@@ -91,6 +91,8 @@ def command(
     Text goes to standard output, a line about speed to standard error.
     """
     prompts = read_prompts(prompt or [], prompt_file)
+    if stop and not all(stop):
+        raise UsageError("is empty", where="--stop", fix="leave it out, or say what ends the text")
     check_device(device)
     open_model(model)
     from quantlab.llm import LLM

@@ -93,6 +93,7 @@ def test_a_terminal_gets_no_control_characters(capsys: pytest.CaptureFixture[str
         (["--prompt", "a", "--max-model-len", "100000"], 2, "--max-model-len"),
         (["--prompt", "word " * 3000], 2, "the longest that can be continued here"),
         (["--prompt", "a", "--kv-memory", "lots"], 2, "not a size"),
+        (["--prompt", "a", "--stop", "x", "--stop", ""], 2, "--stop: is empty"),
     ],
 )
 def test_mistakes_are_one_line(words: list[str], code: int, message: str, cli: Any, books_5m: Path, here: Path) -> None:
