@@ -8,7 +8,6 @@ from dataclasses import replace
 import torch
 
 from quantlab.checkpoint.model_folder import open_model
-from quantlab.errors import UsageError
 from quantlab.eval.answers import Answers, task_rows
 from quantlab.eval.measure import Side
 from quantlab.eval.options import ServedOptions
@@ -24,7 +23,7 @@ from quantlab.runtime.whole_texts import WholeTexts, load_whole_texts
 def load_served(setup: Setup, asked: ServedOptions) -> WholeTexts:
     """The candidate of `setup`, able to run as many windows together as the evaluation does.
 
-    Raises what the engine refuses: CheckpointError, UnsupportedModel, or UsageError for a dtype without kernels.
+    Raises what the engine refuses: CheckpointError, UnsupportedModel, or UsageError for what has no kernel there.
     """
     longest = max(len(row) - 1 for windows in setup.texts.values() for row in windows.rows)
     return load_whole_texts(setup.options.candidate, _engine_options(setup, asked), setup.place.batch, longest)
@@ -46,8 +45,6 @@ def told_of_length(setup: Setup, answers: Answers) -> str | None:
 
 def _engine_options(setup: Setup, asked: ServedOptions) -> EngineOptions:
     place = setup.place
-    if place.device.type == "cpu" and asked.int8_head:
-        raise UsageError("the INT8 output layer is a GPU's", where="--int8-head", fix="leave it out")
     return EngineOptions(
         device=str(place.device), dtype=place.dtype_name, kv_dtype=asked.kv_dtype, int8_head=asked.int8_head
     )
